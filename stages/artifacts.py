@@ -1,0 +1,140 @@
+"""Artifacts: the immutable results that stages hand to each other.
+
+A *Model* is a Hugging Face directory, a *Dataset* is parquet shards beside a `dataset.json` that declares their schema,
+a *Report* is a `report.json` beside its figures. A handle knows its directory and its content digest, never the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+from stages.errors import UserError
+
+Schema = Literal["text", "tokens", "messages", "trajectories"]
+
+DATASET_COLUMNS: Final[Mapping[Schema, Mapping[str, str]]] = {
+    "text": {"text": "string"},
+    "tokens": {"input_ids": "list<int32>"},
+    "messages": {"messages": "list<struct<role: string, content: string>>"},
+    "trajectories": {"trajectory": "list<struct<role: string, content: string>>", "reward": "double"},
+}
+"""The columns a dataset of each schema has at least; more may follow."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory of files with the digest of its content (SHA-256, hex; empty while it is not published)."""
+
+    path: Path
+    digest: str = ""
+    name: str = ""
+
+    kind: ClassVar[str] = "artifact"
+
+
+@dataclass(frozen=True)
+class Model(Artifact):
+    """A Hugging Face model directory: `config.json`, safetensors shards and, nearly always, a tokenizer."""
+
+    kind: ClassVar[str] = "model"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`; raises UserError when the directory is no model."""
+        return _read_json(self.path / "config.json", "a model directory has a config.json")
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Digest of what decides the ids of a text, or "" when the directory holds no tokenizer.json."""
+        file = self.path / "tokenizer.json"
+        return tokenizer_fingerprint(file) if file.exists() else ""
+
+
+@dataclass(frozen=True)
+class Dataset(Artifact):
+    """Parquet shards `shard-*.parquet` and a `dataset.json` (see `DatasetCard`)."""
+
+    kind: ClassVar[str] = "dataset"
+
+    @cached_property
+    def card(self) -> DatasetCard:
+        """What the dataset declares of itself; raises UserError when `dataset.json` is missing."""
+        return DatasetCard(**_read_json(self.path / "dataset.json", "a dataset directory has a dataset.json"))
+
+    @property
+    def shards(self) -> list[Path]:
+        """The parquet files in reading order."""
+        return sorted(self.path.glob("shard-*.parquet"))
+
+
+@dataclass(frozen=True)
+class Report(Artifact):
+    """`report.json` (title, metrics, details) and the figures it names."""
+
+    kind: ClassVar[str] = "report"
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return _read_json(self.path / "report.json", "a report directory has a report.json")
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """`dataset.json`: the declared schema and counts of a Dataset."""
+
+    schema: Schema
+    num_rows: int
+    num_bytes: int
+    """UTF-8 bytes of the text behind the rows, so that losses can be told in bits per byte."""
+    num_tokens: int = 0
+    sequence_length: int = 0
+    """Tokens in each row of a packed `tokens` dataset; 0 when rows vary."""
+    tokenizer: str = ""
+    """`tokenizer_fingerprint` of the tokenizer that made the ids; "" for text."""
+    licence: str = ""
+    source: str = ""
+
+    def write(self, directory: Path) -> None:
+        """Write `dataset.json` into `directory`."""
+        write_json(directory / "dataset.json", self.__dict__)
+
+
+KINDS: Final[Mapping[str, type[Artifact]]] = {kind.kind: kind for kind in (Model, Dataset, Report)}
+
+
+def write_report(directory: Path, title: str, metrics: Mapping[str, float], details: Mapping[str, Any]) -> None:
+    """Write `report.json`. Timings do not belong here: a report is content, and equal work must give equal bytes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "report.json", {"title": title, "metrics": dict(metrics), "details": dict(details)})
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write `value` as sorted, indented JSON with a final newline: the same value gives the same bytes."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tokenizer_fingerprint(tokenizer_json: Path) -> str:
+    """Digest (16 hex digits) of a `tokenizer.json`, without the padding and truncation state that a call leaves there."""
+    content = _read_json(tokenizer_json, "a tokenizer")
+    for state in ("padding", "truncation"):
+        content.pop(state, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_json(file: Path, expected: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {file.name} in {file.parent}", fix=f"{expected}; check the path") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}", fix="the file is damaged; make it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}, expected an object")
+    return content

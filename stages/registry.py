@@ -1,0 +1,58 @@
+"""Every method of the project by name. Adding one is one line here; nothing is discovered.
+
+A pipeline may also name a class by import path, `my_package.my_module:MyStage`, without an entry here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Final
+
+from stages.errors import UserError
+from stages.stage import Stage
+
+METHODS: Final[Mapping[str, str]] = {
+    "source.model": "stages.source.model:SourceModel",
+    "source.dataset": "stages.source.dataset:SourceDataset",
+    "data.prepare": "stages.data.prepare:PrepareData",
+    "distill.logits": "stages.distill.logits:DistillLogits",
+    "quantize.rtn": "stages.quantize.rtn:QuantizeRoundToNearest",
+    "evaluate.perplexity": "stages.evaluate.perplexity:EvaluatePerplexity",
+}
+
+
+@cache
+def find(name: str) -> type[Stage]:
+    """The stage class behind `name` (a method or `module:Class`). Raises UserError naming the nearest method."""
+    target = METHODS.get(name, name if ":" in name else "")
+    if not target:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown method {name!r}", fix=f"{hint}methods: {', '.join(METHODS)}")
+    return _load(name, target)
+
+
+def target(name: str) -> str:
+    """`module:Class` of the method `name`."""
+    return METHODS.get(name, name)
+
+
+def _load(name: str, target: str) -> type[Stage]:
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise UserError(
+            f"{name!r}: no module {error.name!r}",
+            fix="the module must be importable from where regraft runs: install it, or set PYTHONPATH",
+        ) from None
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Stage)]
+        raise UserError(f"{name!r}: {module_name} has no stage {class_name!r}", fix=f"stages there: {', '.join(classes)}")
+    return found
