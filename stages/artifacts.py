@@ -121,7 +121,7 @@ def write_json(file: Path, value: object) -> None:
 
 
 def tokenizer_fingerprint(tokenizer_json: Path) -> str:
-    """Digest (16 hex digits) of a `tokenizer.json`, without the padding and truncation state that a call leaves there."""
+    """Digest (16 hex digits) of a `tokenizer.json`, without the padding and truncation state a call leaves there."""
     content = _read_json(tokenizer_json, "a tokenizer")
     for state in ("padding", "truncation"):
         content.pop(state, None)

@@ -54,5 +54,7 @@ def _load(name: str, target: str) -> type[Stage]:
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Stage)):
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Stage)]
-        raise UserError(f"{name!r}: {module_name} has no stage {class_name!r}", fix=f"stages there: {', '.join(classes)}")
+        raise UserError(
+            f"{name!r}: {module_name} has no stage {class_name!r}", fix=f"stages there: {', '.join(classes)}"
+        )
     return found

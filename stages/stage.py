@@ -86,7 +86,7 @@ class Context:
     """Survives retries and restarts of the same identity, and no other: training resumes from here."""
     seed: int = 0
     resources: Resources = field(default_factory=Resources)
-    emit: Callable[[dict[str, Any]], None] = lambda event: None
+    emit: Callable[[dict[str, Any]], None] = lambda _: None
     """Where events go; stages use the methods below."""
     results: dict[str, float] = field(default_factory=dict)
     """Final metrics so far, see `metrics`."""
@@ -133,7 +133,7 @@ class Context:
 
 AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
 Source = Path | str
-"""Something outside the store that a stage reads: a path (counts by content) or a pinned version (counts as written)."""
+"""Something outside the store: a path counts by its content, a pinned version counts as written."""
 
 
 class Stage(ABC):
@@ -158,7 +158,7 @@ class Stage(ABC):
         self.params = params
 
     def sources(self) -> Mapping[str, Source]:
-        """What the parameters point at outside the store, by name; counted into the key. Raises UserError if missing."""
+        """What the parameters point at outside the store, by name: part of the key. Raises UserError if missing."""
         return {}
 
     def preflight(self) -> None:
