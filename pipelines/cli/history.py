@@ -1,0 +1,113 @@
+"""Commands about runs that have been: `status`, `logs`, `verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipelines.cli.format import format_metrics
+from pipelines.cli.tables import grid
+from pipelines.cli.view import MARKS
+from pipelines.journal import run_names
+from pipelines.lineage.journal import Journal
+from pipelines.lineage.view import RunView
+from pipelines.spec.problems import nearest
+from pipelines.spec.quantities import format_duration
+from pipelines.store import Manifest, Store
+from pipelines.worker import log_tail
+from stages.errors import UserError
+
+
+def show_status(store: Store, run: str | None, *, as_json: bool) -> None:
+    """Print one run's stages, or every run for `all`."""
+    if run == "all":
+        _show_runs(store, as_json=as_json)
+        return
+    view = read_run(store, find_run(store, run))
+    if as_json:
+        stages = {name: {"state": stage.state, "metrics": stage.metrics} for name, stage in view.stages.items()}
+        print(json.dumps({"run": view.started["run"], "state": view.state, "stages": stages}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(f"{view.started['run']}: {view.state}\n", markup=False)
+    table = grid("", "stage", "method", "", "time", "result")
+    for stage in view.stages.values():
+        mark, style = MARKS[stage.state]
+        clock = format_duration(stage.seconds) if stage.seconds else ""
+        figures = Text(format_metrics(stage.metrics))
+        table.add_row(Text(mark, style), Text(stage.name, style), stage.uses, Text(stage.state, style), clock, figures)
+    console.print(table)
+
+
+def show_logs(store: Store, run: str | None, stage: str | None, lines: int) -> None:
+    """Print the ends of the logs of a run's stages."""
+    name = find_run(store, run)
+    view = read_run(store, name)
+    if stage is not None and stage not in view.stages:
+        raise UserError(f"run {name} has no stage {stage!r}", fix=nearest(stage, view.stages))
+    directory = store.run_directory(name) / "logs"
+    for entry in view.stages.values():
+        log = directory / f"{entry.slug}.log"
+        if stage in (None, entry.name):
+            text = log_tail(log, lines) if log.exists() else f"(no log: {entry.state})"
+            print(f"── {entry.name} {'─' * max(2, 76 - len(entry.name))}\n{text}")
+
+
+def verify(store: Store) -> bool:
+    """Re-read every artifact and print what is damaged; whether all are whole."""
+    manifests = sorted((store.root / "artifacts").glob("*/*/manifest.json"))
+    damaged = 0
+    for file in manifests:
+        try:
+            problem = store.damage(Manifest.from_json(file.read_bytes()), read=True)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            damaged += 1
+            print(f"✗ {file.parent}: {problem}")
+    print(f"{len(manifests)} artifacts read, {damaged} damaged" + ("; run their pipeline again" if damaged else ""))
+    return not damaged
+
+
+def find_run(store: Store, name: str | None) -> str:
+    """The run called `name` (or beginning so), or the newest. Raises UserError."""
+    names = run_names(store.root / "runs")
+    if not names:
+        raise UserError(f"no runs in {store.location}", fix="regraft run PIPELINE, or point to a store with --store")
+    if name is None:
+        return names[-1]
+    found = [known for known in names if known == name] or [known for known in names if known.startswith(name)]
+    if len(found) != 1:
+        problem = "no run" if not found else f"{len(found)} runs begin with"
+        raise UserError(f"{problem} {name!r} in {store.location}", fix=nearest(name, found or names))
+    return found[0]
+
+
+def read_run(store: Store, run: str) -> RunView:
+    """What the journal of `run` tells."""
+    view = RunView()
+    for event in Journal(Path(store.run_directory(run)) / "journal.jsonl").read():
+        view.apply(event)
+    return view
+
+
+def _show_runs(store: Store, *, as_json: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in run_names(store.root / "runs"):
+        view = read_run(store, name)
+        states = [stage.state for stage in view.stages.values()]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        rows.append({"run": name, "state": view.state, "seconds": view.seconds, "stages": counts})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = grid("run", "", "time", "stages")
+    for row in rows:
+        clock = format_duration(row["seconds"]) if row["seconds"] is not None else ""
+        stages = ", ".join(f"{count} {state}" for state, count in row["stages"].items())
+        table.add_row(row["run"], Text(row["state"], MARKS.get(row["state"], ("", ""))[1]), clock, stages)
+    Console(highlight=False).print(table)

@@ -1,0 +1,117 @@
+"""`regraft methods`: the documentation that lives in the stage classes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.text import Text
+
+from pipelines.cli.tables import grid
+from pipelines.spec.inputs import describe
+from stages import registry
+from stages.stage import Input, Stage
+
+
+def show_methods(name: str | None, *, as_json: bool) -> None:
+    """Print all methods, or one."""
+    if as_json:
+        chosen = [name] if name else list(registry.METHODS)
+        print(json.dumps({method: describe_method(registry.find(method)) for method in chosen}, indent=2))
+    elif name is None:
+        _list()
+    else:
+        _document(name, registry.find(name))
+
+
+def describe_method(stage: type[Stage]) -> dict[str, Any]:
+    """A method as plain values."""
+    return {
+        "summary": inspect.getdoc(stage) or "",
+        "paper": stage.paper,
+        "inputs": {name: _input(item) for name, item in stage.inputs.items()},
+        "outputs": {name: describe(item) for name, item in stage.outputs.items()},
+        "parameters": {
+            name: {
+                "type": type_name(field),
+                "default": "required" if field.is_required() else _plain(field),
+                "identity": stage.Params.identity_class(name),
+                "description": " ".join((field.description or "").split()),
+            }
+            for name, field in stage.Params.model_fields.items()
+        },
+    }
+
+
+def type_name(field: FieldInfo) -> str:
+    """A parameter's type with its bounds, as people write it."""
+    bounds = [f"{_SIGNS[key]} {value}" for item in field.metadata for key, value in _bounds(item).items()]
+    return " ".join([_annotation(field.annotation), *bounds])
+
+
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def _bounds(item: Any) -> Mapping[str, Any]:
+    return {key: getattr(item, key) for key in _SIGNS if getattr(item, key, None) is not None}
+
+
+def _annotation(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _annotation(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join("none" if item is type(None) else _annotation(item) for item in arguments)
+    if origin is not None:
+        inner = ", ".join("…" if item is Ellipsis else _annotation(item) for item in arguments)
+        return f"{origin.__name__}[{inner}]"
+    return {"str": "text", "int": "int", "float": "float", "bool": "bool"}.get(annotation.__name__, annotation.__name__)
+
+
+def _plain(field: FieldInfo) -> Any:
+    default = field.get_default(call_default_factory=True)
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _input(item: Input) -> str:
+    notes = [note for note, holds in (("optional", item.optional), ("one or more", item.many)) if holds]
+    return describe(item) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _list() -> None:
+    table = grid("method", "what it does")
+    for method in registry.METHODS:
+        table.add_row(method, (inspect.getdoc(registry.find(method)) or "").split("\n")[0])
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\nregraft methods METHOD documents one", markup=False)
+
+
+def _document(name: str, stage: type[Stage]) -> None:
+    about = describe_method(stage)
+    console = Console(highlight=False)
+    console.print(Text(name, "bold"))
+    console.print(about["summary"], markup=False)
+    if about["paper"]:
+        console.print(f"\npaper: arXiv {about['paper']}", markup=False)
+    for title in ("inputs", "outputs"):
+        table = grid(title, "")
+        for key, text in about[title].items():
+            table.add_row(key, text)
+        console.print()
+        console.print(table)
+    table = grid("parameter", "type", "default", "counts as", "")
+    for key, parameter in about["parameters"].items():
+        default = parameter["default"] if isinstance(parameter["default"], str) else json.dumps(parameter["default"])
+        cells = (key, parameter["type"], default, parameter["identity"], parameter["description"])
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print()
+    console.print(table)

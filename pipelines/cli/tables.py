@@ -1,0 +1,102 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.cli.format import LEADING, format_metric, format_metrics
+from pipelines.cli.view import MARKS
+from pipelines.plan import Plan
+from pipelines.run import RunResult
+from pipelines.spec.pipeline import Pipeline
+from pipelines.spec.quantities import format_duration
+
+PLANNED = {"cached": ("=", "blue", "cached"), "run": ("▶", "cyan", "run"), "unknown": ("?", "yellow", "run?")}
+
+
+def grid(*headers: str) -> Table:
+    """An unruled table with dim headers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Each stage, what a run would do with it, and why."""
+    table = grid("", "stage", "method", "", "why")
+    for step in plan.steps.values():
+        mark, style, word = PLANNED[step.state]
+        reasons = "\n".join(step.reasons)
+        table.add_row(Text(mark, style), Text(step.spec.name, style), step.spec.uses, Text(word, style), Text(reasons))
+    counts = [f"{plan.count('run')} to run", f"{plan.count('unknown')} to run if inputs change"]
+    return Group(table, Text(f"\n{plan.count('cached')} cached, {', '.join(counts)}", "dim"))
+
+
+def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
+    """Each stage with its state, time and main figures."""
+    table = grid("", "stage", "method", "", "time", "result")
+    for name, spec in pipeline.stages.items():
+        state = result.states[name]
+        mark, style = MARKS[state]
+        manifest = result.manifests.get(name)
+        seconds = manifest.evidence.get("seconds") if manifest else None
+        clock = format_duration(seconds) if seconds is not None else ""
+        figures = result.failures[name].message if name in result.failures else ""
+        if not figures and manifest:
+            figures = format_metrics(manifest.metrics)
+        table.add_row(Text(mark, style), Text(name, style), spec.uses, Text(state, style), clock, Text(figures))
+    return table
+
+
+def evaluation_tables(pipeline: Pipeline, result: RunResult) -> Iterable[RenderableType]:
+    """Side by side, the figures of all stages that run the same evaluation."""
+    methods = dict.fromkeys(spec.uses for spec in pipeline.stages.values() if spec.uses.startswith("evaluate."))
+    for method in methods:
+        rows = {
+            name: result.manifests[name].metrics
+            for name, spec in pipeline.stages.items()
+            if spec.uses == method and name in result.manifests
+        }
+        if rows:
+            yield _figures(method, rows)
+
+
+def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
+    found = dict.fromkeys(name for metrics in rows.values() for name in metrics)
+    names = [name for name in LEADING if name in found] + [name for name in found if name not in LEADING]
+    table = grid(method)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for stage, metrics in rows.items():
+        cells = [format_metric(name, metrics[name]) if name in metrics else "" for name in names]
+        table.add_row(stage, *cells)
+    return table
+
+
+def print_failures(console: Console, pipeline: Pipeline, result: RunResult, command: str) -> None:
+    """Each failure whole: message, the end of its log, the fix, and how to go on."""
+    for name, failure in result.failures.items():
+        console.print(Text(f"✗ {name} ({pipeline.stages[name].uses}): ", "red") + Text(failure.message, "default"))
+        if failure.tail:
+            console.print(Text(textwrap.indent(failure.tail, "    "), "dim"))
+        if failure.fix:
+            console.print(f"  fix: {failure.fix}", markup=False)
+        console.print(f"  log: regraft logs {result.run} {name}", markup=False)
+    if result.failures or result.cancelled:
+        console.print(f"\nwhat is finished is kept; go on with: {command}", markup=False)
+
+
+def key_values(values: Mapping[str, Any]) -> Table:
+    """Names and values, one a line."""
+    table = grid("", "")
+    table.show_header = False
+    for name, value in values.items():
+        table.add_row(Text(name, "dim"), str(value))
+    return table

@@ -1,0 +1,95 @@
+"""What is recorded beside a result and never counts into its key: versions, machine, git state, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+PACKAGES: Final = (
+    "regraft",
+    "torch",
+    "transformers",
+    "datasets",
+    "deepspeed",
+    "ray",
+    "mlflow",
+    "safetensors",
+    "tokenizers",
+    "compressed-tensors",
+    "gguf",
+)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on, and Python's."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What this machine is."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"system": platform.system(), "processor": _processor(), "cpus": os.cpu_count(), "memory_bytes": pages}
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Commit, branch and whether files differ from it, of the repository around `directory`; None outside one."""
+    commands = {"commit": ["rev-parse", "HEAD"], "branch": ["rev-parse", "--abbrev-ref", "HEAD"]}
+    commands |= {"changes": ["status", "--porcelain", "-uno"], "remote": ["config", "--get", "remote.origin.url"]}
+    answers = {name: _git(directory, arguments) for name, arguments in commands.items()}
+    if not answers["commit"]:
+        return None
+    return {
+        "commit": answers["commit"],
+        "branch": answers["branch"],
+        "dirty": bool(answers["changes"]),
+        "remote": answers["remote"],
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start measuring this process's peak memory anew, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process since `reset_peak_memory`, or since its start where that has no effect."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _git(directory: Path, arguments: list[str]) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

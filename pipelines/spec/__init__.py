@@ -1,0 +1,1 @@
+"""A pipeline file, from its text to a checked, typed `Pipeline`; every problem is told at once, with its place."""

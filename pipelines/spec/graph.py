@@ -1,0 +1,37 @@
+"""The order of the DAG, and the full path of each cycle where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+from pipelines.spec.pipeline import StageSpec
+
+
+def order(specs: Mapping[str, StageSpec], tell: Callable[..., None]) -> dict[str, StageSpec]:
+    """The stages in an order in which each follows what it needs; ties keep the order of the file. Notes a cycle."""
+    position = {name: index for index, name in enumerate(specs)}
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name, spec in specs.items():
+        sorter.add(name, *(upstream for upstream in spec.upstream if upstream in specs))
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        _tell_cycle(list(reversed(error.args[1])), specs, tell)
+        return dict(specs)
+    ordered: dict[str, StageSpec] = {}
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready(), key=position.__getitem__)
+        ordered.update((name, specs[name]) for name in ready)
+        sorter.done(*ready)
+    return ordered
+
+
+def _tell_cycle(names: list[str], specs: Mapping[str, StageSpec], tell: Callable[..., None]) -> None:
+    """`names` starts and ends with the same stage; each waits for the one after it."""
+    first = specs[names[0]]
+    path = (*first.path, "inputs")
+    for name, references in first.inputs.items():
+        if any(reference.stage == names[1] for reference in references):
+            path = (*path, name)
+    tell(path, f"the stages wait for each other: {' → '.join(names)}", "an arrow reads: waits for")

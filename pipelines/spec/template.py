@@ -1,0 +1,59 @@
+"""`${params.NAME}` and `${matrix.NAME}`: the only substitutions there are.
+
+A value that is one reference keeps the type of what it names; a reference inside a longer text is written into it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pipelines.spec.document import Path
+from pipelines.spec.problems import nearest
+
+_REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
+Scopes = Mapping[str, Mapping[str, Any]]
+Tell = Callable[[Path, str, str], None]
+"""Notes a problem: path, message, hint."""
+
+
+def substitute(value: Any, path: Path, scopes: Scopes, tell: Tell) -> Any:
+    """`value` with every reference replaced. Unknown and unclosed references are told and left as they are."""
+    if isinstance(value, str):
+        return _text(value, path, scopes, tell) if "${" in value else value
+    if isinstance(value, dict):
+        return {key: substitute(item, (*path, key), scopes, tell) for key, item in value.items()}
+    if isinstance(value, list):
+        return [substitute(item, (*path, index), scopes, tell) for index, item in enumerate(value)]
+    return value
+
+
+def references(value: Any, scope: str) -> set[str]:
+    """The names of `scope` that `value` refers to."""
+    if isinstance(value, str):
+        found = (match.strip().partition(".") for match in _REFERENCE.findall(value)) if "${" in value else ()
+        return {name for head, _, name in found if head == scope}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*(references(item, scope) for item in items))
+
+
+def _text(text: str, path: Path, scopes: Scopes, tell: Tell) -> Any:
+    if text.count("${") != len(_REFERENCE.findall(text)):
+        tell(path, f"a reference is not closed in {text!r}", "write ${params.NAME}")
+        return text
+    whole = _REFERENCE.fullmatch(text)
+    if whole:
+        return _look_up(whole[1].strip(), path, scopes, tell, text)
+    return _REFERENCE.sub(lambda match: str(_look_up(match[1].strip(), path, scopes, tell, match[0])), text)
+
+
+def _look_up(reference: str, path: Path, scopes: Scopes, tell: Tell, otherwise: Any) -> Any:
+    scope, _, name = reference.partition(".")
+    if scope not in scopes or not name:
+        tell(path, f"unknown reference ${{{reference}}}", nearest(scope, [f"{known}.NAME" for known in scopes]))
+    elif name not in scopes[scope]:
+        tell(path, f"no {scope} named {name!r}", nearest(name, scopes[scope]))
+    else:
+        return scopes[scope][name]
+    return otherwise

@@ -1,0 +1,110 @@
+"""Digests of local files, remembered by size, time and inode so that an untouched file is read once.
+
+A file that was rewritten has another time or inode and is read again; a file whose bytes rot without its metadata
+changing is found by `verify`, which always reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.store.manifest import File
+
+Stamp = tuple[int, int, int]
+"""Size in bytes, modification time in ns, inode."""
+
+
+class StampedDigests:
+    """File digests with the stamp each was taken at, kept in one JSON file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: dict[str, tuple[Stamp, str]] = {}
+        self.changed = False
+        try:
+            content = json.loads(file.read_bytes())
+            self.known = {name: ((entry[0], entry[1], entry[2]), entry[3]) for name, entry in content.items()}
+        except (FileNotFoundError, ValueError, AttributeError, IndexError, TypeError):
+            self.changed = True  # a cache that is missing or damaged is made again
+
+    def sha256(self, path: Path, name: str) -> str:
+        """SHA-256 of the file at `path`, remembered under `name`."""
+        stamp = _stamp(os.stat(path))  # noqa: PTH116  (half the cost of Path.stat, and this is asked for every file)
+        entry = self.known.get(name)
+        if entry and entry[0] == stamp:
+            return entry[1]
+        digest = sha256_file(path)
+        self.known[name], self.changed = (stamp, digest), True
+        return digest
+
+    def save(self) -> None:
+        """Write what was learnt, if anything was."""
+        if self.changed:
+            content = {name: [*stamp, digest] for name, (stamp, digest) in sorted(self.known.items())}
+            write_atomically(self.file, json.dumps(content).encode())
+            self.changed = False
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Every regular file below `directory` with its path relative to it, sorted. Links to files are followed."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(directory).as_posix(), path
+
+
+def describe(directory: Path, digests: StampedDigests, prefix: str) -> tuple[File, ...]:
+    """The files of an output directory; digests are remembered under `prefix/path`."""
+    return tuple(
+        File(name, path.stat().st_size, digests.sha256(path, f"{prefix}/{name}"))
+        for name, path in list_files(directory)
+    )
+
+
+def damage(directory: Path, files: tuple[File, ...], digests: StampedDigests, prefix: str) -> str | None:
+    """What is wrong with the files on disk, or None: missing, or other content than recorded."""
+    for file in files:
+        path = directory / file.path
+        try:
+            size = os.stat(path).st_size  # noqa: PTH116
+        except FileNotFoundError:
+            return f"{prefix}/{file.path} is missing"
+        if size != file.size:
+            return f"{prefix}/{file.path} has {size:,} bytes, {file.size:,} were published"
+        found = digests.sha256(path, f"{prefix}/{file.path}")
+        if found != file.sha256:
+            return f"{prefix}/{file.path} changed on disk: sha256 {found[:12]}…, published {file.sha256[:12]}…"
+    return None
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one, also after a crash."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def tree_digest(source: Path, digests: StampedDigests) -> str:
+    """Digest of a file, or of a directory's files with their names. For what parameters point at outside the store."""
+    if source.is_file():
+        return digests.sha256(source, str(source))
+    lines = [f"{name}\0{digests.sha256(path, str(path))}" for name, path in list_files(source)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+

@@ -1,0 +1,226 @@
+"""Runs one stage, wherever the executor put it: fetch inputs, check, run, digest, publish.
+
+Everything that goes in and comes out is plain values, so that the same function works in this process and in Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.evidence import peak_memory_bytes, reset_peak_memory, versions
+from pipelines.store import Manifest, Store, open_store
+from stages import registry
+from stages.artifacts import Artifact
+from stages.errors import UserError
+from stages.stage import Context, Resources, Stage
+
+TAIL_LINES: Final = 12
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """One input artifact, by where the store has it."""
+
+    method: str
+    key: str
+    output: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at one stage, as plain values."""
+
+    run: str
+    stage: str
+    uses: str
+    key: str
+    identity: Mapping[str, Any]
+    code: Mapping[str, str]
+    params: Mapping[str, Any]
+    inputs: Mapping[str, tuple[InputRef, ...]]
+    seed: int
+    resources: Resources
+    attempt: int
+    store: str
+    log: str
+    directory: str
+    """The working directory that relative paths in parameters count from."""
+    search_path: tuple[str, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    manifest: str | None
+    """The published manifest as JSON, or None when it failed."""
+    seconds: float
+    message: str = ""
+    fix: str = ""
+    tail: str = ""
+    """The end of the log, for a failure nobody foresaw."""
+    users_fault: bool = False
+
+
+def execute(task: Task, emit: Any) -> Outcome:
+    """Run the attempt and publish its result. Never raises for a failure of the stage: the outcome tells."""
+    began = time.monotonic()
+    _prepare_process(task)
+    with _captured_output(Path(task.log)):
+        try:
+            manifest = _attempt(task, emit)
+            return Outcome(manifest.to_json(), time.monotonic() - began)
+        except Exception as error:
+            traceback.print_exc()
+            return _failure(error, task, time.monotonic() - began)
+
+
+def _attempt(task: Task, emit: Any) -> Manifest:
+    store = open_store(task.store)
+    spec = registry.find(task.uses)
+    stage = spec(spec.Params.model_validate(task.params))
+    inputs = {name: _fetch(store, spec, name, references) for name, references in task.inputs.items()}
+    stage.check(inputs)
+    workspace = store.workspace(task.key)
+    context = Context(
+        inputs=inputs,
+        out=workspace,
+        scratch=store.scratch(task.key),
+        seed=task.seed,
+        resources=task.resources,
+        emit=emit,
+    )
+    reset_peak_memory()
+    began = time.time()
+    try:
+        stage.run(context)
+        manifest = store.publish(_draft(task, context, began), spec.outputs, workspace)
+    except BaseException:
+        store.discard(workspace)
+        raise
+    store.drop_scratch(task.key)
+    return manifest
+
+
+def _draft(task: Task, context: Context, began: float) -> Manifest:
+    evidence = {
+        **task.evidence,
+        "attempt": task.attempt,
+        "started": began,
+        "seconds": round(time.time() - began, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "resources": vars(task.resources),
+        "versions": versions(),
+    }
+    return Manifest(
+        key=task.key,
+        method=task.uses,
+        identity=task.identity,
+        code=task.code,
+        outputs={},
+        metrics=context.results,
+        evidence=evidence,
+        run=task.run,
+        stage=task.stage,
+    )
+
+
+def _fetch(store: Store, stage: type[Stage], name: str, references: tuple[InputRef, ...]) -> Artifact | list[Artifact]:
+    artifacts = [_artifact(store, stage, name, reference) for reference in references]
+    return artifacts if stage.inputs[name].many else artifacts[0]
+
+
+def _artifact(store: Store, stage: type[Stage], name: str, reference: InputRef) -> Artifact:
+    manifest = store.find(reference.method, reference.key)
+    if manifest is None:
+        raise UserError(f"the result of stage {reference.stage!r} is gone from the store", fix="run the pipeline again")
+    path = store.fetch(manifest, reference.output)
+    return stage.inputs[name].kind(path, manifest.outputs[reference.output].digest, reference.stage)
+
+
+def _prepare_process(task: Task) -> None:
+    """Make a process that may have run other stages before look like one that starts with this stage."""
+    sys.path.extend(entry for entry in task.search_path if entry not in sys.path)
+    if Path(task.directory).is_dir():
+        os.chdir(task.directory)
+    threads = max(1, int(task.resources.cpus))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    random.seed(task.seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(task.seed % 2**32)
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.manual_seed(task.seed)
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _captured_output(log: Path) -> Iterator[None]:
+    """Send everything written to stdout and stderr, also by native code and children, to the stage's log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", buffering=1) as stream:
+        _flush()
+        saved = [(number, os.dup(number)) for number in (1, 2)]
+        for number, _ in saved:
+            os.dup2(stream.fileno(), number)
+        try:
+            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                yield
+        finally:
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, OSError):
+            stream.flush()
+
+
+def _failure(error: Exception, task: Task, seconds: float) -> Outcome:
+    if isinstance(error, UserError):
+        message = f"{error.where}: {error.message}" if error.where else error.message
+        return Outcome(None, seconds, message, error.fix, users_fault=True)
+    if _is_disk_full(error):
+        free = shutil.disk_usage(Path(task.log).parent).free
+        message = f"the disk is full: {free / 2**20:,.0f} MiB free at {task.store}"
+        fix = "free some space, or use another disk with --store; what is finished is kept, run again to continue"
+        return Outcome(None, seconds, message, fix, users_fault=True)
+    if isinstance(error, ModuleNotFoundError):
+        return Outcome(None, seconds, str(error), f"pip install {error.name}", users_fault=True)
+    return Outcome(None, seconds, f"{type(error).__name__}: {error}", tail=log_tail(Path(task.log)))
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    link: BaseException | None = error
+    while link is not None:
+        if (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(link):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def log_tail(log: Path, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log."""
+    _flush()
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 16384))
+            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,136 @@
+"""Failures: isolated, retried only when that can help, told with their own words, and nothing finished is lost."""
+
+import json
+
+import pytest
+
+from pipelines.lineage.journal import Journal
+from stages.errors import UserError
+
+TWO_BRANCHES = """\
+name: branches
+stages:
+  bad: {uses: "tests.toy:Fail", with: {how: HOW}, timeout: 1s}
+  below: {uses: "tests.toy:Copy", inputs: {text: bad}}
+  further: {uses: "tests.toy:Copy", inputs: {text: below}}
+  good: {uses: "tests.toy:Write"}
+  other: {uses: "tests.toy:Copy", inputs: {text: good}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "message", "users_fault"),
+    [
+        ("user", "the input is bad", True),
+        ("fault", "StageError: something broke", False),
+        ("nothing", "wrote nothing for its output 'text'", True),
+        ("sleep", "timeout of 1 s", False),
+    ],
+)
+def test_a_failure_stops_only_what_depends_on_it(bench, how, message, users_fault):
+    result = bench.run(TWO_BRANCHES.replace("HOW", how))
+    assert result.states == {"bad": "failed", "below": "skipped", "further": "skipped", "good": "done", "other": "done"}
+    assert message in result.failures["bad"].message
+    assert result.failures["bad"].users_fault == users_fault
+    assert not result.ok
+
+
+def test_the_log_of_an_unforeseen_failure_is_shown(bench):
+    failure = bench.run(TWO_BRANCHES.replace("HOW", "fault")).failures["bad"]
+    assert "StageError: something broke" in failure.tail
+    assert "toy.py" in failure.tail
+
+
+def test_retries_help_against_faults(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Fail', with: {how: fault, until_attempt: 2}, retries: 1}\n"
+    result = bench.run(text)
+    assert result.ok
+    assert result.manifests["a"].evidence["attempt"] == 2, "and scratch survived between them"
+
+
+def test_user_errors_are_not_retried(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Fail', with: {how: user, until_attempt: 2}, retries: 5}\n"
+    result = bench.run(text)
+    assert result.states == {"a": "failed"}
+
+
+def test_no_leftovers(bench):
+    bench.run(TWO_BRANCHES.replace("HOW", "fault"))
+    assert list((bench.store.root / "work").iterdir()) == []
+    assert len(list((bench.store.root / "scratch").iterdir())) == 1, "only the failed stage's, to resume from"
+
+
+def test_a_gate_fails_the_stage_and_keeps_its_result(bench):
+    text = """\
+name: gated
+stages:
+  a: {uses: "tests.toy:Write", expect: {length: "> 10"}}
+  b: {uses: "tests.toy:Copy", inputs: {text: a}}
+"""
+    for attempt in ("first", "again from the cache"):
+        result = bench.run(text)
+        assert result.states == {"a": "failed", "b": "skipped"}, attempt
+        assert result.failures["a"].message == "expected length > 10, found length = 5"
+        assert bench.output(result, "a").exists()
+    assert bench.executions() == ["Write:hello"]
+    assert bench.run(text, "a.expect.length='> 3'").ok
+
+
+def test_nan_fails_any_gate(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Fail', with: {how: nan}, expect: {length: '< 9'}}\n"
+    assert "found length = nan" in bench.run(text).failures["a"].message
+
+
+def test_ctrl_c(bench):
+    text = TWO_BRANCHES.replace("HOW", "interrupt")
+    result = bench.run(text)
+    assert result.cancelled
+    assert result.states["bad"] == "cancelled"
+    events = Journal(bench.store.run_directory(result.run) / "journal.jsonl").read()
+    assert events[-1]["state"] == "cancelled"
+
+
+def test_missing_sources_are_told_together_before_anything_runs(bench):
+    text = """\
+name: x
+stages:
+  a: {uses: "tests.toy:ReadFile", with: {path: none.txt}}
+  b: {uses: "tests.toy:ReadFile", with: {path: nothing.txt}}
+  c: {uses: "tests.toy:Write"}
+"""
+    with pytest.raises(UserError) as caught:
+        bench.run(text)
+    assert "stage 'a'" in str(caught.value)
+    assert "nothing.txt" in str(caught.value)
+    assert bench.executions() == []
+
+
+def test_the_journal_tells_the_whole_story(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n  b: {uses: 'tests.toy:Copy', inputs: {text: a}}\n"
+    result = bench.run(text)
+    directory = bench.store.run_directory(result.run)
+    events = Journal(directory / "journal.jsonl").read()
+    kinds = [(event["event"], event.get("stage")) for event in events]
+    assert kinds == [
+        ("run-started", None),
+        ("stage-started", "a"),
+        ("stage-finished", "a"),
+        ("stage-started", "b"),
+        ("curve", "b"),
+        ("stage-finished", "b"),
+        ("run-finished", None),
+    ]
+    finished = events[5]
+    assert finished["inputs"][0]["digest"] == finished["outputs"][0]["digest"], "a copy has the digest of its input"
+    assert finished["metrics"] == {"length": 5}
+    assert (directory / "logs" / "b.log").read_text() == "copying\n"
+    assert events[0]["versions"]["python"]
+    assert "tests.toy:Copy" in events[0]["resolved"]
+
+
+def test_no_pickle_in_artifacts(bench):
+    result = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n")
+    directory = bench.output(result, "a").parent
+    for file in directory.rglob("*"):
+        if file.is_file():
+            json.loads(file.read_text())
