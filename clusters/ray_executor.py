@@ -2,7 +2,7 @@
 
 Workers send their events to one small actor; the driver waits, in a single `ray.wait`, for the next events and for the
 tasks themselves. A task that asks for several workers holds nothing itself: the training launcher below it reserves
-them as a group.
+them as a group. Call `clusters.environment.prepare` before importing this module: Ray reads its environment then.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-from clusters.executor import Capacity, Event, Finished, OnEvent, Request, Work, out_of_time
-from clusters.profile import Profile
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 import ray.exceptions
 
+from clusters.executor import Capacity, Event, Finished, OnEvent, Request, Work, out_of_time
+from clusters.profile import Profile
+
 OBJECT_STORE_BYTES = 256 << 20
 """Artifacts travel through the store, never through Ray: its object store carries events and results only."""
 PROGRESS_SECONDS = 0.25
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class RayExecutor:
@@ -188,16 +187,30 @@ def _connect(profile: Profile) -> bool:
     if profile.address != "local":
         ray.init(address=profile.address, **common)
         return False
-    ray.init(
-        address="local",
-        num_cpus=profile.cpus,
-        num_gpus=profile.gpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        **common,
-    )
+    with _importable_by_workers():
+        ray.init(
+            address="local",
+            num_cpus=profile.cpus,
+            num_gpus=profile.gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **common,
+        )
     return True
+
+
+@contextlib.contextmanager
+def _importable_by_workers() -> Iterator[None]:
+    """Let the processes of a local Ray, which inherit the environment, import what this process can."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *sys.path, *filter(None, [before])]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager

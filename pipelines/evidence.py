@@ -47,16 +47,15 @@ def machine() -> dict[str, Any]:
 
 def git_state(directory: Path) -> dict[str, Any] | None:
     """Commit, branch and whether files differ from it, of the repository around `directory`; None outside one."""
-    commands = {"commit": ["rev-parse", "HEAD"], "branch": ["rev-parse", "--abbrev-ref", "HEAD"]}
-    commands |= {"changes": ["status", "--porcelain", "-uno"], "remote": ["config", "--get", "remote.origin.url"]}
-    answers = {name: _git(directory, arguments) for name, arguments in commands.items()}
-    if not answers["commit"]:
+    status = _git(directory, ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]).splitlines()
+    about = dict(line[2:].split(" ", 1) for line in status if line.startswith("# ") and line.count(" ") > 1)
+    if "branch.oid" not in about:
         return None
     return {
-        "commit": answers["commit"],
-        "branch": answers["branch"],
-        "dirty": bool(answers["changes"]),
-        "remote": answers["remote"],
+        "commit": about["branch.oid"],
+        "branch": about.get("branch.head", ""),
+        "dirty": any(not line.startswith("#") for line in status),
+        "remote": _git(directory, ["config", "--get", "remote.origin.url"]),
     }
 
 

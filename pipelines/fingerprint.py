@@ -42,6 +42,7 @@ def fingerprint(target: str) -> dict[str, str]:
 def forget() -> None:
     """Forget the modules read so far, so that edits since then are seen."""
     _read.cache_clear()
+    _find.cache_clear()
 
 
 @dataclass

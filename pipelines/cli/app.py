@@ -1,7 +1,7 @@
 """The commands. Each reads its arguments and calls one function; nothing here knows how things are done.
 
-Nothing heavy is imported at the top: `--help`, `validate`, `plan` and a fully cached `run` need neither torch nor ray nor
-mlflow.
+Nothing heavy is imported at the top: `--help`, `validate`, `plan` and a fully cached `run` need neither torch nor ray
+nor mlflow.
 """
 
 from __future__ import annotations
@@ -81,11 +81,12 @@ def run(
 
     loaded = _load(pipeline, set_)
     opened = open_store(store)
-    command = shlex.join(["regraft", *sys.argv[1:]])
+    same = [pipeline, *(part for text in set_ or () for part in ("--set", text))]
+    same += ["--store", store] if store != ".regraft" else []
     options = RunOptions("inline" if inline else "ray", cluster, track, None if view == "auto" else view)
     result = run_pipeline(loaded, opened, options)
     if view != "quiet" or not result.ok:
-        print_result(loaded, opened, result, command)
+        print_result(loaded, opened, result, shlex.join(same))
     if not result.ok:
         users_fault = any(failure.users_fault for failure in result.failures.values())
         raise typer.Exit(130 if result.cancelled else 2 if users_fault else 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from pipelines.cli.tables import grid
@@ -99,19 +100,25 @@ def _document(name: str, stage: type[Stage]) -> None:
     about = describe_method(stage)
     console = Console(highlight=False)
     console.print(Text(name, "bold"))
-    console.print(about["summary"], markup=False)
+    for paragraph in about["summary"].split("\n\n"):
+        console.print(Text(" ".join(paragraph.split()) + "\n"))
     if about["paper"]:
-        console.print(f"\npaper: arXiv {about['paper']}", markup=False)
+        print(f"paper: arXiv:{about['paper']}\n")
     for title in ("inputs", "outputs"):
-        table = grid(title, "")
+        console.print(Text(title, "dim"))
         for key, text in about[title].items():
-            table.add_row(key, text)
-        console.print()
-        console.print(table)
-    table = grid("parameter", "type", "default", "counts as", "")
+            print(f"  {key}: {text}")
+        print()
+    console.print(Text("parameters", "dim"))
     for key, parameter in about["parameters"].items():
-        default = parameter["default"] if isinstance(parameter["default"], str) else json.dumps(parameter["default"])
-        cells = (key, parameter["type"], default, parameter["identity"], parameter["description"])
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print()
-    console.print(table)
+        _print_parameter(console, key, parameter)
+    if any(parameter["identity"] != "identity" for parameter in about["parameters"].values()):
+        print("execution and cosmetic parameters are not part of the result's key: changing them reruns nothing")
+
+
+def _print_parameter(console: Console, name: str, parameter: Mapping[str, Any]) -> None:
+    default = parameter["default"]
+    value = "required" if default == "required" else f"= {json.dumps(default, ensure_ascii=False)}"
+    mark = "" if parameter["identity"] == "identity" else f"  ({parameter['identity']})"
+    console.print(Text(f"  {name}", "cyan") + Text(f"  {parameter['type']}  {value}{mark}", "default"))
+    console.print(Padding(Text(parameter["description"], "dim"), (0, 0, 0, 6)))

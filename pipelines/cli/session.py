@@ -16,7 +16,6 @@ import yaml
 from rich.console import Console
 
 from clusters.executor import Executor, InlineExecutor, OnEvent
-from clusters.profile import ProfileError, load_profile
 from pipelines import evidence
 from pipelines.cli.tables import evaluation_tables, print_failures, result_table
 from pipelines.cli.view import LineView, LiveView, QuietView
@@ -60,9 +59,9 @@ def run_pipeline(pipeline: Pipeline, store: Store, options: RunOptions) -> RunRe
     return result
 
 
-def print_result(pipeline: Pipeline, store: Store, result: RunResult, command: str) -> None:
-    """The summary a person reads at the end."""
-    console = Console(highlight=False, soft_wrap=False)
+def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> None:
+    """The summary a person reads at the end; `arguments` are those that name this pipeline again."""
+    console = Console(highlight=False)
     states = list(result.states.values())
     console.print()
     console.print(result_table(pipeline, result))
@@ -71,20 +70,18 @@ def print_result(pipeline: Pipeline, store: Store, result: RunResult, command: s
         console.print(table)
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     headline = f"everything is cached: {len(states)} stages" if set(states) == {"cached"} else ", ".join(counts)
-    console.print(f"\n{headline}, in {format_duration(result.seconds)}", markup=False)
-    if not result.ok:
-        console.print()
-        print_failures(console, pipeline, result, command)
-        return
-    console.print(_next_commands(pipeline, store, result, command), markup=False)
+    print(f"\n{headline}, in {format_duration(result.seconds)}")
+    if result.ok:
+        print(_next_commands(pipeline, store, result, arguments))
+    else:
+        print_failures(console, pipeline, result, f"regraft run {arguments}")
 
 
-def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, command: str) -> str:
-    name = next((f"params.{param}=…" for param in pipeline.params), "STAGE.PARAMETER=…")
+def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
+    name = next((f"params.{param}=…" for param in reversed(pipeline.params)), "STAGE.PARAMETER=…")
     where = "" if store.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(store.location)}"
-    plan = command.replace("regraft run", "regraft plan", 1)
     commands = {
-        f"{plan} --set {name}": "what a change would run again, and why",
+        f"regraft plan {arguments} --set {name}": "what a change would run again, and why",
         f"regraft ui{where}": "the run in MLflow: parameters, curves, lineage",
         f"regraft logs {result.run}{where}": "what the stages printed",
     }
@@ -129,11 +126,15 @@ def _view(wanted: View | None, pipeline: Pipeline) -> Any:
 
 
 def _executor_maker(plan: Plan, options: RunOptions) -> Any:
+    from clusters.environment import prepare
+    from clusters.profile import ProfileError, load_profile
+
     def make(on_event: OnEvent) -> Executor:
         from pipelines.worker import execute
 
         if options.executor == "inline":
             return InlineExecutor(execute, on_event)
+        prepare(profile)
         from clusters.ray_executor import RayExecutor
 
         executor = RayExecutor(execute, on_event, profile)

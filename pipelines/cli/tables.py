@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -76,27 +76,17 @@ def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> Renderable
         table.add_column(name.replace("_", " "), justify="right")
     for stage, metrics in rows.items():
         cells = [format_metric(name, metrics[name]) if name in metrics else "" for name in names]
-        table.add_row(stage, *cells)
+        table.add_row(Text(stage), *cells)
     return table
 
 
-def print_failures(console: Console, pipeline: Pipeline, result: RunResult, command: str) -> None:
+def print_failures(console: Console, pipeline: Pipeline, result: RunResult, again: str) -> None:
     """Each failure whole: message, the end of its log, the fix, and how to go on."""
     for name, failure in result.failures.items():
-        console.print(Text(f"✗ {name} ({pipeline.stages[name].uses}): ", "red") + Text(failure.message, "default"))
+        console.print(Text(f"\n✗ {name} ({pipeline.stages[name].uses}): ", "red") + Text(failure.message, "default"))
         if failure.tail:
             console.print(Text(textwrap.indent(failure.tail, "    "), "dim"))
         if failure.fix:
-            console.print(f"  fix: {failure.fix}", markup=False)
-        console.print(f"  log: regraft logs {result.run} {name}", markup=False)
-    if result.failures or result.cancelled:
-        console.print(f"\nwhat is finished is kept; go on with: {command}", markup=False)
-
-
-def key_values(values: Mapping[str, Any]) -> Table:
-    """Names and values, one a line."""
-    table = grid("", "")
-    table.show_header = False
-    for name, value in values.items():
-        table.add_row(Text(name, "dim"), str(value))
-    return table
+            print(f"  fix: {failure.fix}")
+        print(f"  log: regraft logs {result.run} {shlex.quote(name)}")
+    print(f"\nwhat is finished is kept; go on with: {again}")

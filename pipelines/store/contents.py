@@ -107,4 +107,3 @@ def tree_digest(source: Path, digests: StampedDigests) -> str:
 
 def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
-

@@ -1,0 +1,97 @@
+"""The same engine on a real local Ray: resources, isolation, timeouts, dying workers, events."""
+
+import time
+
+import pytest
+
+from pipelines.cli.session import RunOptions
+from pipelines.lineage.journal import Journal
+from stages.errors import UserError
+
+RAY = RunOptions(executor="ray", track=False, view="quiet")
+
+TEXT = """\
+name: onray
+stages:
+  a: {uses: "tests.toy:Write", with: {text: HELLO}}
+  b: {uses: "tests.toy:Copy", inputs: {text: a}, resources: {cpus: 0.5, memory: 100MB}}
+  c: {uses: "tests.toy:Copy", inputs: {text: a}, with: {mark: x}}
+  d: {uses: "tests.toy:Join", inputs: {texts: [b, c]}}
+  killed: {uses: "tests.toy:Fail", with: {how: kill, until_attempt: 2}, retries: 1}
+  dead: {uses: "tests.toy:Fail", with: {how: kill}}
+  slow: {uses: "tests.toy:Fail", with: {how: sleep}, timeout: 2s}
+  below: {uses: "tests.toy:Copy", inputs: {text: slow}}
+  user: {uses: "tests.toy:Fail", with: {how: user}, retries: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of everything on Ray, with its bench; starting Ray takes seconds, so tests share it."""
+    from pipelines.store import open_store
+    from tests.engine.conftest import Bench
+
+    directory = tmp_path_factory.mktemp("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_RAN", str(directory / "ran"))
+        patch.chdir(directory)
+        bench = Bench(directory, open_store(str(directory / "store")), directory / "ran", RAY)
+        began = time.monotonic()
+        result = bench.run(TEXT)
+        yield bench, result, time.monotonic() - began
+
+
+def test_states(finished):
+    _, result, seconds = finished
+    assert result.states == {
+        **dict.fromkeys("abcd", "done"),
+        "killed": "done",
+        "dead": "failed",
+        "slow": "failed",
+        "below": "skipped",
+        "user": "failed",
+    }
+    assert seconds < 60, "the sleeping stage was stopped, not waited for"
+
+
+def test_failures_say_what_happened(finished):
+    _, result, _ = finished
+    assert "its process died" in result.failures["dead"].message
+    assert "timeout of 2 s" in result.failures["slow"].message
+    assert (result.failures["user"].message, result.failures["user"].fix) == ("the input is bad", "mend the input")
+
+
+def test_a_killed_worker_is_retried_with_its_scratch(finished):
+    _, result, _ = finished
+    assert result.manifests["killed"].evidence["attempt"] == 2
+
+
+def test_results_and_events_are_those_of_the_inline_executor(finished):
+    bench, result, _ = finished
+    assert "HELLO+HELLOx" in (bench.output(result, "d") / "report.json").read_text()
+    events = Journal(bench.store.run_directory(result.run) / "journal.jsonl").read()
+    assert [event["values"] for event in events if event["event"] == "curve"] == [{"speed": 2.0}, {"speed": 2.0}]
+    assert (bench.store.run_directory(result.run) / "logs" / "b.log").read_text() == "copying\n"
+    bench.options = RunOptions(executor="inline", track=False, view="quiet")
+    states = bench.run(TEXT.split("  killed")[0]).states
+    bench.options = RAY
+    assert set(states.values()) == {"cached"}, "where a stage ran is not part of what it is"
+
+
+def test_what_no_node_can_give_is_refused_before_anything_runs(finished):
+    bench, _, _ = finished
+    before = bench.executions()
+    text = TEXT.replace("HELLO", "OTHER").replace("cpus: 0.5, memory: 100MB", "cpus: 999, gpus: 7, memory: 999TB")
+    with pytest.raises(UserError) as caught:
+        bench.run(text)
+    told = str(caught.value)
+    assert "stage 'b': asks for 999 cpus" in told
+    assert "asks for 7 gpus" in told
+    assert "--set b.resources.memory" in told
+    assert bench.executions() == before
+
+
+def test_a_cached_run_never_starts_ray(finished, monkeypatch):
+    bench, _, _ = finished
+    monkeypatch.setattr("clusters.ray_executor.RayExecutor.__init__", lambda *_: pytest.fail("Ray was started"))
+    assert set(bench.run(TEXT.split("  killed")[0]).states.values()) == {"cached"}
