@@ -1,7 +1,7 @@
 """The run's own record: `runs/<run>/journal.jsonl`, one JSON event a line, written as things happen.
 
 It is the truth that `status`, `logs` and the mirror in MLflow are made from. Events that change a state are on the disk
-before the run goes on; points of curves may wait for the next of those.
+before the run goes on. A run that ended left no file `open` beside its journal; one whose driver died did.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
+
+from stages.errors import UserError
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -32,6 +34,8 @@ class JournalWriter:
 
     def __init__(self, directory: Path, listeners: Iterable[Listener] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.mark = directory / "open"
+        self.mark.touch()
         self.file = (directory / "journal.jsonl").open("ab")
         self.listeners = list(listeners)
 
@@ -47,10 +51,70 @@ class JournalWriter:
             listener(event)
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Close the file of a run that ended."""
         self.file.close()
+        self.mark.unlink(missing_ok=True)
 
 
-def run_names(runs: Path) -> list[str]:
-    """The runs that have a journal, oldest first (names sort by time)."""
-    return sorted(path.parent.name for path in runs.glob("*/journal.jsonl"))
+class Journal:
+    """Reads a journal as it grows; every event comes out once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_lines = 0
+        self._offset = 0
+
+    def read(self) -> list[Event]:
+        """The events whose lines were completed since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            block = file.read()
+        block = block[: block.rfind(b"\n") + 1]
+        self._offset += len(block)
+        return [self._parse(line) for line in block.split(b"\n")[:-1]]
+
+    def _parse(self, line: bytes) -> Event:
+        self.num_lines += 1
+        try:
+            event = json.loads(line)
+        except ValueError as problem:
+            raise self._damaged(str(problem)) from problem
+        if not isinstance(event, dict) or "event" not in event or "time" not in event:
+            raise self._damaged("found no `event` and `time` in it")
+        return event
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"this line of the journal is damaged: {problem}",
+            where=f"{self.path}:{self.num_lines}",
+            fix="remove the line; the stages' results are in the store and do not depend on it",
+        )
+
+
+def run_directory(store: Path, run: str) -> Path:
+    """Where the files of one run lie."""
+    return store / "runs" / run
+
+
+def list_runs(store: Path) -> list[str]:
+    """Runs that have a journal, oldest first."""
+    journals = [path for path in (store / "runs").glob("*/journal.jsonl") if path.stat().st_size]
+    return [path.parent.name for path in sorted(journals, key=lambda path: (_started(path), path.parent.name))]
+
+
+def close_dead_runs(store: Path) -> None:
+    """Write the end of runs whose driver died. Call it only while holding the store: no run is alive then."""
+    for mark in (store / "runs").glob("*/open"):
+        writer = JournalWriter(mark.parent)
+        writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0})
+        writer.close()
+
+
+def _started(path: Path) -> float:
+    with path.open(encoding="utf-8") as lines:
+        try:
+            return float(json.loads(next(lines))["time"])
+        except (ValueError, KeyError, TypeError):
+            return path.stat().st_mtime

@@ -12,8 +12,7 @@ from rich.text import Text
 from pipelines.cli.format import format_metrics
 from pipelines.cli.tables import grid
 from pipelines.cli.view import MARKS
-from pipelines.journal import run_names
-from pipelines.lineage.journal import Journal
+from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
 from pipelines.spec.problems import nearest
 from pipelines.spec.quantities import format_duration
@@ -75,7 +74,7 @@ def verify(store: Store) -> bool:
 
 def find_run(store: Store, name: str | None) -> str:
     """The run called `name` (or beginning so), or the newest. Raises UserError."""
-    names = run_names(store.root / "runs")
+    names = list_runs(store.root)
     if not names:
         raise UserError(f"no runs in {store.location}", fix="regraft run PIPELINE, or point to a store with --store")
     if name is None:
@@ -97,7 +96,7 @@ def read_run(store: Store, run: str) -> RunView:
 
 def _show_runs(store: Store, *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
-    for name in run_names(store.root / "runs"):
+    for name in list_runs(store.root):
         view = read_run(store, name)
         states = [stage.state for stage in view.stages.values()]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}

@@ -19,7 +19,7 @@ from clusters.executor import Executor, InlineExecutor, OnEvent
 from pipelines import evidence
 from pipelines.cli.tables import evaluation_tables, print_failures, result_table
 from pipelines.cli.view import LineView, LiveView, QuietView
-from pipelines.journal import JournalWriter, new_run_name
+from pipelines.journal import JournalWriter, close_dead_runs, new_run_name
 from pipelines.plan import Plan, make_plan
 from pipelines.preflight import check_capacity, preflight
 from pipelines.run import Runner, RunResult, Surroundings
@@ -49,6 +49,8 @@ def run_pipeline(pipeline: Pipeline, store: Store, options: RunOptions) -> RunRe
     run = new_run_name(pipeline.name)
     about = {"run": run, "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with store.lock(about):
+        close_dead_runs(store.root)
+        store.clear_work()
         plan = make_plan(pipeline, store)
         if plan.cached:
             result = _record_run(plan, store, run, options, _no_executor, quiet=True)

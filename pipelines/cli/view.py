@@ -168,7 +168,7 @@ class LineView(AbstractContextManager["LineView"]):
     def _line(self, row: Row, event: dict[str, Any]) -> str:
         kind = event["event"]
         if kind == "stage-started":
-            return f"started: {'; '.join(event['reasons'])}"
+            return f"started: {short_reasons(event['reasons'])}"
         if kind == "stage-finished":
             clock = f" in {format_duration(row.seconds)}" if row.state in ("done", "failed") else ""
             return f"{row.state}{clock}" + (f": {row.note}" if row.note else "")
@@ -180,6 +180,12 @@ class LineView(AbstractContextManager["LineView"]):
             estimate = f", {format_duration(left)} left" if left is not None else ""
             return f"{row.done:,.0f} of {row.total:,.0f} {row.unit}{estimate}"
         return ""
+
+
+def short_reasons(reasons: list[str], most: int = 2) -> str:
+    """The first reasons, and how many more there are."""
+    rest = f"; and {len(reasons) - most} more (regraft plan tells)" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + rest
 
 
 class QuietView(AbstractContextManager["QuietView"]):

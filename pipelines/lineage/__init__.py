@@ -7,7 +7,8 @@
     drawing.py   the graph of stages as an SVG
 
 The journal is the truth and MLflow a sink: deleting its database loses nothing that `resync` does not bring back.
-Only `mirror.py`, `tracker.py`, `links.py` and `figures.py` import mlflow, and only the mirror process and the server import them.
+Only `mirror.py`, `tracker.py`, `links.py` and `figures.py` import mlflow, and only the mirror process and the server
+import them.
 """
 
 from __future__ import annotations

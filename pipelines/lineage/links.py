@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Run
 
-from pipelines.lineage.journal import Event
+from pipelines.journal import Event
 from pipelines.lineage.note import link, plain
 from pipelines.lineage.records import PARAM_LENGTH, cut, stage_params, texts
 from pipelines.lineage.redact import Redactor

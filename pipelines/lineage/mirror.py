@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from pipelines.journal import Event, Journal, run_directory
 from pipelines.lineage import note, records
+from pipelines.lineage.cursor import Cursor, identity
 from pipelines.lineage.figures import final_figures
-from pipelines.lineage.journal import Cursor, Event, Journal, identity, run_directory
 from pipelines.lineage.links import Linker
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.tracker import PARENT, Tracker

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from pipelines.journal import Event
 from pipelines.lineage.drawing import Node, Status, draw, duration
-from pipelines.lineage.journal import Event
 from pipelines.lineage.records import cut
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import RunView, StageView

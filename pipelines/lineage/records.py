@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.lineage.journal import Event
+from pipelines.journal import Event
 from pipelines.lineage.redact import Redactor, clean_remote
 from pipelines.lineage.view import RunView, StageView
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.journal import Journal, list_runs, run_directory
 from pipelines.lineage.address import is_server, settle_environment, shown, tracking_uri
-from pipelines.lineage.journal import Cursor, Journal, identity, list_runs, locked, run_directory
+from pipelines.lineage.cursor import Cursor, identity, locked
 from stages.errors import RegraftError, StageError, UserError
 
 if TYPE_CHECKING:

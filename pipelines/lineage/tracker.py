@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.lineage.address import is_server, tracking_uri
-from pipelines.lineage.journal import locked
+from pipelines.lineage.cursor import locked
 
 MOST_PARAMS = 100
 MOST_METRICS = 1000

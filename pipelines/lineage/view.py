@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.lineage.journal import Event
+from pipelines.journal import Event
 
 
 @dataclass

@@ -103,6 +103,10 @@ class Store:
         path.mkdir(parents=True)
         return path
 
+    def clear_work(self) -> None:
+        """Remove what runs that died left half made. Call it only while holding the store."""
+        shutil.rmtree(self.root / "work", ignore_errors=True)
+
     def scratch(self, key: str) -> Path:
         """The directory that survives retries and restarts of this key."""
         path = self.root / "scratch" / key[:KEY_LENGTH]

@@ -231,3 +231,17 @@ def test_concurrent_publication_of_one_key_keeps_the_first(ran_once):
     assert adopted == manifest
     assert not workspace.exists()
     assert "hello" in (ran_once.output(result, "last") / "report.json").read_text()
+
+
+def test_a_dead_run_is_closed_by_the_next(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n"
+    first = bench.run(text)
+    directory = bench.store.run_directory(first.run)
+    lines = (directory / "journal.jsonl").read_text().splitlines(keepends=True)
+    (directory / "journal.jsonl").write_text("".join(lines[:-1]))
+    (directory / "open").touch()
+    (bench.store.root / "work" / "half").mkdir(parents=True)
+    bench.run(text)
+    assert json.loads((directory / "journal.jsonl").read_text().splitlines()[-1])["state"] == "cancelled"
+    assert not (directory / "open").exists()
+    assert not (bench.store.root / "work").exists()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.lineage.journal import Journal
+from pipelines.journal import Journal
 from stages.errors import UserError
 
 TWO_BRANCHES = """\

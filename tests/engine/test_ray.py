@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipelines.cli.session import RunOptions
-from pipelines.lineage.journal import Journal
+from pipelines.journal import Journal
 from stages.errors import UserError
 
 RAY = RunOptions(executor="ray", track=False, view="quiet")
