@@ -1,0 +1,98 @@
+"""Reading a packed `tokens` dataset: windows of one length, by index, without holding them in memory.
+
+Parquet is compressed and cannot be mapped, so the first reader decodes the shards once into a flat file of int32 under
+`cache_dir`; every reader, and every worker of a machine, then maps that one file. The file appears in one atomic step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from stages.artifacts import Dataset
+from stages.errors import UserError
+
+BATCH_ROWS = 4096
+"""Rows decoded at once: 32 MB for windows of 2048 tokens."""
+
+
+class TokenWindows:
+    """The N windows of T token ids of a packed `tokens` dataset, read by index.
+
+    Raises UserError when the dataset is no packed `tokens` dataset, is empty, or a row has another length.
+    """
+
+    def __init__(self, dataset: Dataset, cache_dir: Path) -> None:
+        card = dataset.card
+        if card.schema != "tokens" or card.sequence_length < 1:
+            raise UserError(
+                f"{dataset.path} holds {card.schema} in rows of any length, expected packed tokens",
+                fix="prepare the data with `data.prepare`, which packs tokens into windows of one length",
+            )
+        self.sequence_length = card.sequence_length
+        file = _decoded(dataset, cache_dir)
+        num_windows = file.stat().st_size // (4 * self.sequence_length)
+        if num_windows == 0:
+            raise UserError(f"{dataset.path} has no rows", fix="give it more text, or shorter windows")
+        self._ids_NT = np.memmap(file, dtype=np.int32, mode="r", shape=(num_windows, self.sequence_length))
+
+    def __len__(self) -> int:
+        return self._ids_NT.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Window `index` as int64 [T]."""
+        return torch.from_numpy(self._ids_NT[index].astype(np.int64))
+
+    def stack(self, indices: Sequence[int]) -> Tensor:
+        """The windows at `indices` as int64 [len(indices), T]."""
+        return torch.from_numpy(self._ids_NT[list(indices)].astype(np.int64))
+
+    def tensor(self, limit: int | None = None) -> Tensor:
+        """The first `limit` windows (all of them without one) as int64 [n, T]."""
+        return torch.from_numpy(self._ids_NT[:limit].astype(np.int64))
+
+
+def _decoded(dataset: Dataset, cache_dir: Path) -> Path:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    file = cache_dir / f"{_content_name(dataset)}.int32"
+    if not file.exists():
+        # Several workers may come here at once: each writes its own file, the last rename wins, all are equal.
+        descriptor, temporary = tempfile.mkstemp(dir=cache_dir, suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                for rows in _rows(dataset):
+                    target.write(rows.tobytes())
+            Path(temporary).replace(file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return file
+
+
+def _content_name(dataset: Dataset) -> str:
+    if dataset.digest:
+        return dataset.digest
+    stats = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in dataset.shards]
+    return hashlib.sha256(repr((str(dataset.path.resolve()), stats)).encode()).hexdigest()
+
+
+def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
+    length = dataset.card.sequence_length
+    for shard in dataset.shards:
+        for batch in pq.ParquetFile(shard).iter_batches(batch_size=BATCH_ROWS, columns=["input_ids"]):
+            column = batch.column(0)
+            lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else np.full(len(column), length)
+            if (lengths != length).any():
+                raise UserError(
+                    f"{shard} has a row of {lengths[lengths != length][0]} tokens, dataset.json declares {length}",
+                    fix="the dataset is damaged or was not packed; prepare it again",
+                )
+            yield column.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)

@@ -1,0 +1,52 @@
+"""The documentation's pipelines and code are real: they are read, planned and run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines.spec.document import Document
+from pipelines.spec.load import parse
+from tests.engine.conftest import bench  # noqa: F401
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_reference_pipeline_is_right():
+    pipeline = parse(Document("docs", blocks("docs/pipelines.md", "yaml")[0]))
+    assert pipeline.stages["int4[group_size=32]"].params.group_size == 32
+
+
+def test_the_readme_s_pipeline_is_right():
+    assert parse(Document("README", blocks("README.md", "yaml")[0])).stages
+
+
+def test_the_own_stage_of_the_docs_runs(bench, monkeypatch):  # noqa: F811
+    (bench.directory / "my_stages.py").write_text(blocks("docs/stages.md", "python")[0])
+    (bench.directory / "text.jsonl").write_text('{"text": "one"}\n{"text": "three"}\n{"text": "a"}\n')
+    monkeypatch.syspath_prepend(str(bench.directory))
+    text = "name: docs\n" + blocks("docs/stages.md", "yaml")[0]
+    result = bench.run(text, "count.least=3")
+    assert result.ok, result.failures
+    assert result.manifests["count"].metrics == {"documents": 2}
+    assert not bench.run(text, "count.least=5").ok, "one document is fewer than the gate asks for"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} → {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_exist(page):
+    from pipelines.cli.app import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    for command in re.findall(r"(?<!\w )\bregraft ([a-z]+)\b", " ".join(re.findall(r"`([^`]+)`", page.read_text()))):
+        assert command in known, f"{page.name}: regraft {command}"
