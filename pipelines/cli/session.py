@@ -80,7 +80,8 @@ def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments:
 
 
 def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
-    name = next((f"params.{param}=…" for param in reversed(pipeline.params)), "STAGE.PARAMETER=…")
+    numbers = [name for name, value in pipeline.params.items() if isinstance(value, (int, float))]
+    name = next((f"params.{param}=…" for param in [*numbers, *pipeline.params]), "STAGE.PARAMETER=…")
     where = "" if store.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(store.location)}"
     commands = {
         f"regraft plan {arguments} --set {name}": "what a change would run again, and why",

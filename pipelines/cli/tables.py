@@ -24,7 +24,8 @@ def grid(*headers: str) -> Table:
     """An unruled table with dim headers."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold")
+        last = header == headers[-1] and len(headers) > 1
+        table.add_column(header, overflow="fold", no_wrap=not last)
     return table
 
 
@@ -41,8 +42,8 @@ def plan_table(plan: Plan) -> RenderableType:
 
 def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
     """Each stage with its state, time and main figures."""
-    table = grid("", "stage", "method", "", "time", "result")
-    for name, spec in pipeline.stages.items():
+    table = grid("", "stage", "", "time", "result")
+    for name in pipeline.stages:
         state = result.states[name]
         mark, style = MARKS[state]
         manifest = result.manifests.get(name)
@@ -51,7 +52,7 @@ def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
         figures = result.failures[name].message if name in result.failures else ""
         if not figures and manifest:
             figures = format_metrics(manifest.metrics)
-        table.add_row(Text(mark, style), Text(name, style), spec.uses, Text(state, style), clock, Text(figures))
+        table.add_row(Text(mark, style), Text(name, style), Text(state, style), clock, Text(figures))
     return table
 
 
@@ -71,13 +72,23 @@ def evaluation_tables(pipeline: Pipeline, result: RunResult) -> Iterable[Rendera
 def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
     found = dict.fromkeys(name for metrics in rows.values() for name in metrics)
     names = [name for name in LEADING if name in found] + [name for name in found if name not in LEADING]
-    table = grid(method)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(method, no_wrap=True)
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for stage, metrics in rows.items():
+    for label, metrics in zip(_labels(list(rows)), rows.values(), strict=True):
         cells = [format_metric(name, metrics[name]) if name in metrics else "" for name in names]
-        table.add_row(Text(stage), *cells)
+        table.add_row(Text(label), *cells)
     return table
+
+
+def _labels(stages: list[str]) -> list[str]:
+    """The stages' names; for the arms of one matrix, only what tells them apart."""
+    bases = {stage.partition("[")[0] for stage in stages}
+    if len(bases) > 1 or not all(stage.endswith("]") for stage in stages):
+        return stages
+    arms = [stage.partition("[")[2].removesuffix("]").split(",") for stage in stages]
+    return [", ".join(value.partition("=")[2] for value in arm) for arm in arms]
 
 
 def print_failures(console: Console, pipeline: Pipeline, result: RunResult, again: str) -> None:

@@ -79,6 +79,8 @@ class Picture:
             row.state, row.seconds = event["state"], event["seconds"]
             row.note = event["error"]["message"] if event["error"] else format_metrics(event["metrics"])
         elif kind == "progress":
+            if (event["total"], event["unit"]) != (row.total, row.unit):
+                row.first = None  # another part of the work, at another rate
             row.done, row.total, row.unit = event["done"], event["total"], event["unit"]
             row.first = row.first or (time.monotonic(), row.done)
         elif kind == "curve":

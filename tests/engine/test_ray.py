@@ -1,5 +1,8 @@
 """The same engine on a real local Ray: resources, isolation, timeouts, dying workers, events."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -95,3 +98,47 @@ def test_a_cached_run_never_starts_ray(finished, monkeypatch):
     bench, _, _ = finished
     monkeypatch.setattr("clusters.ray_executor.RayExecutor.__init__", lambda *_: pytest.fail("Ray was started"))
     assert set(bench.run(TEXT.split("  killed")[0]).states.values()) == {"cached"}
+
+
+LISTENERS = """
+import psutil
+from clusters.environment import prepare
+from clusters.executor import Request
+from clusters.profile import Profile
+
+prepare(Profile())
+from clusters.ray_executor import RayExecutor
+
+
+def work(payload, emit):
+    emit({"event": "message", "text": "hi"})
+    return payload
+
+
+executor = RayExecutor(work, lambda *_: None, Profile())
+executor.start("a", 1, Request())
+print("result", executor.wait()[0].result)
+me = psutil.Process()
+for process in [me, *me.children(recursive=True)]:
+    for connection in process.net_connections("inet"):
+        if connection.status == psutil.CONN_LISTEN:
+            print("listens", connection.laddr.ip)
+executor.close()
+"""
+
+
+def test_a_local_ray_listens_on_loopback_only(tmp_path):
+    (tmp_path / "listeners.py").write_text(LISTENERS)
+    path = os.pathsep.join([os.getcwd(), *sys.path])  # noqa: PTH109
+    done = subprocess.run(
+        [sys.executable, "listeners.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "result 1" in done.stdout, done.stderr
+    addresses = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addresses

@@ -1,0 +1,62 @@
+"""What the screen says while a run goes on."""
+
+import time
+
+from rich.console import Console
+
+from pipelines.cli import tables, view
+from pipelines.spec.document import Document
+from pipelines.spec.load import parse
+
+TEXT = """\
+name: x
+stages:
+  a: {uses: "tests.toy:Write"}
+  b: {uses: "tests.toy:Copy", inputs: {text: a}}
+"""
+PIPELINE = parse(Document("f", TEXT))
+
+
+def started(stage: str) -> dict:
+    return {"event": "stage-started", "stage": stage, "reasons": ["one", "two", "three"]}
+
+
+def progress(stage: str, done: float, total: float = 100, unit: str = "tokens") -> dict:
+    return {"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit}
+
+
+def test_the_estimate_leaves_out_what_came_before_the_first_progress(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    picture = view.Picture(PIPELINE)
+    picture.update(started("a"))
+    now[0] = 60.0
+    row = picture.update(progress("a", 10))
+    assert row.left_seconds(now[0]) is None
+    now[0] = 70.0
+    picture.update(progress("a", 30))
+    assert row.left_seconds(now[0]) == 35.0, "70 left at 2 a second"
+    picture.update(progress("a", 1, 8, "windows"))
+    assert row.left_seconds(now[0]) is None, "another part of the work"
+
+
+def test_the_table_shows_state_progress_and_curves():
+    live = view.LiveView(PIPELINE)
+    curve = {"event": "curve", "stage": "a", "step": 1, "values": {"loss": 2.5}}
+    for event in (started("a"), progress("a", 30), curve):
+        live(event)
+    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(live._table())
+    text = console.export_text()
+    assert "30 of 100 tokens" in text
+    assert "loss 2.5" in text
+    assert "0 of 2 stages" in text
+
+
+def test_long_reasons_are_cut():
+    assert view.short_reasons(["a", "b", "c", "d"]) == "a; b; and 2 more (regraft plan tells)"
+
+
+def test_arms_of_a_matrix_are_told_apart_by_their_values():
+    assert tables._labels(["p[model=a,n=1]", "p[model=b,n=1]"]) == ["a, 1", "b, 1"]
+    assert tables._labels(["p", "q"]) == ["p", "q"]
