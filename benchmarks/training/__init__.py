@@ -1,0 +1,1 @@
+"""What the training loop costs, beside the Hugging Face `Trainer` on the same work."""

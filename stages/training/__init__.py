@@ -1,0 +1,1 @@
+"""Training: one loop, on DeepSpeed directly, for every stage that trains."""

@@ -1,0 +1,165 @@
+"""Starting the workers of a training run: one trains in this process, more under Ray Train.
+
+The only training file that knows Ray, and it imports Ray only for more than one worker. Events come home through a
+queue, so that `Context.emit` may be any callable, and a worker's own error is what the caller sees.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from stages.errors import RegraftError, StageError
+from stages.stage import Context, Resources
+from stages.training.local import environment, train_as, train_here
+from stages.training.task import Task, TrainingResult
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+    from stages.training.recipe import Emit, Recipe
+    from stages.training.settings import TrainingParameters
+
+
+RESULT: Final = "training result"
+"""The event that brings the result of worker 0 home; it goes no further."""
+
+
+def run_training(recipe: Recipe, settings: TrainingParameters, context: Context) -> TrainingResult:
+    """Train `recipe` on `context.resources.workers` workers, and have worker 0 `finish` it.
+
+    Resumes from `context.scratch`, and reports through `context.emit`. Raises the error of the worker that failed;
+    StageError when a worker is lost.
+    """
+    task = Task(recipe, settings, context.seed, context.scratch / "checkpoints")
+    if context.resources.workers == 1:
+        return train_here(task, context.emit)
+    return _train_under_ray(task, context)
+
+
+def _train_under_ray(task: Task, context: Context) -> TrainingResult:
+    """Train on several workers of the cluster that this process belongs to, or of a local one."""
+    results: list[TrainingResult] = []
+
+    def receive(event: dict[str, Any]) -> None:
+        if event["event"] == RESULT:
+            results.append(event["result"])
+        else:
+            context.emit(event)
+
+    with _cluster(context.resources), _forwarded(receive) as queue:
+        _fit(task, queue, context.resources, context.scratch / "ray")
+    return results[0]
+
+
+def _fit(task: Task, queue: Queue, resources: Resources, storage: Path) -> None:
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    shutil.rmtree(storage, ignore_errors=True)  # Ray Train would take a finished run there for its own
+    trainer = TorchTrainer(
+        _worker_main,
+        train_loop_config={"task": task, "queue": queue},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=_resources_per_worker(resources),
+        ),
+        run_config=RunConfig(name="train", storage_path=str(storage.resolve())),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _worker_main(config: Mapping[str, Any]) -> None:
+    """A Ray Train worker: Ray has made the process group already."""
+    import ray.train
+
+    place, queue = ray.train.get_context(), config["queue"]
+    result = train_as(config["task"], place.get_world_rank(), place.get_world_size(), queue.put)
+    if place.get_world_rank() == 0:
+        queue.put({"event": RESULT, "result": result})
+
+
+def _cause(error: Exception) -> Exception:
+    """The error of this project among the workers' failures: the others fail only because that one left."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    for rank in sorted(failures):
+        own = _own_error(failures[rank])
+        if own is not None:
+            return own
+    told = "; ".join(f"worker {rank}: {failures[rank]}" for rank in sorted(failures)) or str(error)
+    return StageError(f"training failed: {told}", fix="a retry resumes from the last checkpoint")
+
+
+def _own_error(error: BaseException | None) -> RegraftError | None:
+    while error is not None and not isinstance(error, RegraftError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
+
+
+def _resources_per_worker(resources: Resources) -> dict[str, float]:
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory_bytes}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+@contextmanager
+def _cluster(resources: Resources) -> Iterator[None]:
+    """The cluster of this process; without one, a local one that listens on loopback only, gone afterwards."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    num_cpus = max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus))
+    search_path = os.pathsep.join(path for path in sys.path if path)
+    with environment(RAY_USAGE_STATS_ENABLED="0"):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": {"PYTHONPATH": search_path}},
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _forwarded(emit: Emit) -> Iterator[Queue]:
+    """A queue whose events, put by any process, reach `emit` in this one, in order; all of them have on leaving."""
+    from ray.util.queue import Queue
+
+    queue, failures = Queue(actor_options={"num_cpus": 0}), []
+
+    def forward() -> None:
+        while (event := queue.get()) is not None:
+            try:
+                emit(event)
+            except Exception as error:  # told to the caller below: a thread has nobody to raise to
+                failures.append(error)
+
+    thread = threading.Thread(target=forward, name="training-events", daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()
+    if failures:
+        raise failures[0]

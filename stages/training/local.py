@@ -1,0 +1,80 @@
+"""What a worker does around the loop, and training in this very process as a world of one. Knows no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stages.training.recipe import Emit
+    from stages.training.task import Task, TrainingResult
+
+
+def train_here(task: Task, emit: Emit) -> TrainingResult:
+    """Train in this process, in a world of one that opens no port, and leave no trace of it."""
+    with environment(DS_ACCELERATOR=None, **_world_of_one()):
+        from stages.training.engine import use_accelerator
+
+        device = use_accelerator()
+        import torch.distributed
+
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            return train_as(task, rank=0, world_size=1, emit=emit)
+        finally:
+            _leave_process_group()
+
+
+def _world_of_one() -> dict[str, str]:
+    loopback = "lo0" if os.uname().sysname == "Darwin" else "lo"
+    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": loopback}
+
+
+def train_as(task: Task, rank: int, world_size: int, emit: Emit) -> TrainingResult:
+    """What every worker does once its process group exists."""
+    from stages.training.engine import use_accelerator
+    from stages.training.loop import train
+    from stages.training.precision import torch_dtype
+    from stages.training.recipe import Worker
+
+    device = use_accelerator()
+    _open_deepspeed()
+    return train(task, Worker(rank, world_size, device, torch_dtype(task.settings.precision), emit))
+
+
+def _open_deepspeed() -> None:
+    from stages.training.engine import use_no_compiled_operations
+
+    use_no_compiled_operations()
+    import deepspeed
+
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _leave_process_group() -> None:
+    import deepspeed.comm
+    import torch.distributed
+
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    elif torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def environment(**wanted: str | None) -> Iterator[None]:
+    """Environment variables for a while; None leaves the value but restores it all the same."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: value for name, value in wanted.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

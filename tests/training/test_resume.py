@@ -1,0 +1,67 @@
+"""A run that was killed goes on as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.language_model import LanguageModel, run
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at(step: int):
+    """An emitter that kills the training once the curve of `step` comes, after the checkpoint before it."""
+
+    def emit(event: dict) -> None:
+        if event["event"] == "curve" and event["step"] == step:
+            raise KilledError
+
+    return emit
+
+
+@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 3)])
+def test_resumed_equals_uninterrupted(recipe: LanguageModel, tmp_path: Path, precision, zero_stage):
+    settings = {"precision": precision, "zero_stage": zero_stage, "micro_batch": 4, "checkpoint_minutes": 0}
+    whole = run(dataclasses.replace(recipe, out=tmp_path / "whole"), tmp_path / "a", **settings)
+    with pytest.raises(KilledError):
+        run(recipe, tmp_path / "b", emit=kill_at(4), **settings)
+    resumed = run(recipe, tmp_path / "b", **settings)
+    assert resumed.curve("loss") == whole.curve("loss")[3:]
+    assert resumed.curve("grad_norm") == whole.curve("grad_norm")[3:]
+    assert resumed.weights == whole.weights
+
+
+def test_only_the_newest_checkpoint_stays_and_half_ones_are_ignored(recipe: LanguageModel, tmp_path: Path):
+    scratch = tmp_path / "scratch"
+    with pytest.raises(KilledError):
+        run(recipe, scratch, emit=kill_at(3), checkpoint_minutes=0)
+    kept = list((scratch / "checkpoints").glob("step-*"))
+    assert [directory.name for directory in kept] == ["step-000000002"]
+    half = scratch / "checkpoints/step-000000004"
+    half.mkdir()
+    (half / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    assert len(run(recipe, scratch).curve("loss")) == 3
+
+
+def test_a_finished_run_resumes_at_its_end(recipe: LanguageModel, tmp_path: Path):
+    first = run(recipe, tmp_path / "scratch", checkpoint_minutes=0)
+    again = run(dataclasses.replace(recipe, out=tmp_path / "again"), tmp_path / "scratch")
+    assert again.curve("loss") == []
+    assert again.weights == first.weights
+    assert again.result.figures == first.result.figures
+
+
+def test_another_layout_starts_over_and_says_so(recipe: LanguageModel, tmp_path: Path):
+    with pytest.raises(KilledError):
+        run(recipe, tmp_path / "scratch", emit=kill_at(3), checkpoint_minutes=0)
+    marker = next((tmp_path / "scratch/checkpoints").glob("step-*/complete.json"))
+    assert json.loads(marker.read_text())["layout"] == {"world_size": 1, "zero_stage": 0}
+    finished = run(recipe, tmp_path / "scratch", zero_stage=2)
+    assert len(finished.curve("loss")) == 5
+    assert any("starting over" in event.get("text", "") for event in finished.events)
