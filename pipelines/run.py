@@ -211,7 +211,8 @@ class Runner:
         self.result.manifests[spec.name] = manifest
         learn(self.digests, spec.name, manifest)
         self.store.remember_last(self.plan.pipeline.name, spec.slug, manifest)
-        broken = [problem for gate in spec.expect if (problem := gate.failure(manifest.metrics))]
+        others = {name: made.metrics for name, made in self.result.manifests.items()}
+        broken = [problem for gate in spec.expect if (problem := gate.failure(manifest.metrics, others))]
         if broken:
             fix = f"look at the result in {self.store.directory(manifest.method, manifest.key)}, or change `expect`"
             self._fail(spec, Failure("; ".join(broken), fix), step, attempt, seconds)

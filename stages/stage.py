@@ -151,6 +151,8 @@ class Stage(ABC):
     """Whether `resources.workers` may be more than one."""
     isolated: ClassVar[bool] = False
     """Whether the process that ran the stage ends with it (a stage that trains leaves global state behind)."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of the figures it reports (globs allowed): a gate on another one is refused before the run. Empty: any."""
     paper: ClassVar[str] = ""
     """arXiv id of the method's source, where it has one."""
 

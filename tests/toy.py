@@ -22,6 +22,7 @@ def read(report: Report) -> str:
 
 class Toy(Stage):
     outputs = {"text": Output(Report)}
+    metrics = ("length",)
 
     def write(self, context: Context, text: str) -> None:
         ran = os.environ.get("TOY_RAN")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
+from pipelines.spec.document import Path
 from pipelines.spec.pipeline import StageSpec
 
 
@@ -29,9 +30,16 @@ def order(specs: Mapping[str, StageSpec], tell: Callable[..., None]) -> dict[str
 
 def _tell_cycle(names: list[str], specs: Mapping[str, StageSpec], tell: Callable[..., None]) -> None:
     """`names` starts and ends with the same stage; each waits for the one after it."""
-    first = specs[names[0]]
-    path = (*first.path, "inputs")
-    for name, references in first.inputs.items():
-        if any(reference.stage == names[1] for reference in references):
-            path = (*path, name)
+    path = _edge(specs[names[0]], names[1])
     tell(path, f"the stages wait for each other: {' → '.join(names)}", "an arrow reads: waits for")
+
+
+def _edge(spec: StageSpec, upstream: str) -> Path:
+    """Where the file says that `spec` waits for `upstream`."""
+    for name, references in spec.inputs.items():
+        if any(reference.stage == upstream for reference in references):
+            return (*spec.path, "inputs", name)
+    for gate in spec.expect:
+        if gate.of and gate.of[0] == upstream:
+            return (*spec.path, "expect", gate.metric)
+    return (*spec.path, "needs")

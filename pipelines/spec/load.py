@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path as File
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from pipelines.spec.overrides import STAGE_KEYS, apply
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.spec.problems import nearest
 from pipelines.spec.quantities import parse_bytes, parse_duration
-from pipelines.spec.template import references, substitute
+from pipelines.spec.template import references, substitute, substitute_known
 from stages import registry
 from stages.errors import UserError
 from stages.stage import Resources, Stage
@@ -125,7 +126,10 @@ class _Reader:
         self, base: str, path: Path, body: dict[str, Any], values: dict[str, Any], named: set[str]
     ) -> tuple[str, Path, dict[str, Any]]:
         scopes = {"params": self.params, "matrix": values} if values else {"params": self.params}
-        filled = substitute(body, path, scopes, self.tell)
+        gates = body.get("expect")
+        filled = substitute({key: value for key, value in body.items() if key != "expect"}, path, scopes, self.tell)
+        if gates is not None:
+            filled["expect"] = substitute_known(gates, (*path, "expect"), scopes, self.tell)
         direct = {key: value for key, value in values.items() if key not in named}
         if "seed" in direct and "seed" not in body:
             filled["seed"] = direct.pop("seed")
@@ -183,7 +187,7 @@ class _Reader:
             resources=self._resources(stage, path, body),
             retries=self._typed(body, path, "retries", int, 0, at_least=0),
             timeout_seconds=None if timeout is None else self._quantity((*path, "timeout"), timeout, parse_duration),
-            expect=self._gates(path, body),
+            expect=self._gates(stage, path, body, of),
             seed=self._typed(body, path, "seed", int, self.seed),
             path=path,
         )
@@ -244,14 +248,29 @@ class _Reader:
             self.tell((*path, "workers"), f"{body['uses']} runs on one worker, found {resources.workers}")
         return resources
 
-    def _gates(self, path: Path, body: dict[str, Any]) -> tuple[Gate, ...]:
+    def _gates(
+        self, stage: type[Stage], path: Path, body: dict[str, Any], of: Mapping[str, type[Stage] | None]
+    ) -> tuple[Gate, ...]:
         gates = []
         for metric, text in self._typed(body, path, "expect", dict, {}).items():
+            at = (*path, "expect", metric)
             try:
-                gates.append(parse_gate(metric, str(text)))
+                gate = parse_gate(metric, str(text))
             except ValueError as error:
-                self.tell((*path, "expect", metric), str(error))
+                self.tell(at, str(error))
+                continue
+            self._known_metric(at, stage, metric, key=True)
+            if gate.of is not None and gate.of[0] not in of:
+                self.tell(at, f"unknown stage {gate.of[0]!r} in a gate", nearest(gate.of[0], of))
+            elif gate.of is not None:
+                self._known_metric(at, of[gate.of[0]], gate.of[1])
+            gates.append(gate)
         return tuple(gates)
+
+    def _known_metric(self, path: Path, stage: type[Stage] | None, metric: str, *, key: bool = False) -> None:
+        declared = stage.metrics if stage else ()
+        if declared and not any(fnmatchcase(metric, pattern) for pattern in declared):
+            self.tell(path, f"{stage.__name__} reports no metric {metric!r}", nearest(metric, declared), key=key)
 
     def _quantity(self, path: Path, value: Any, parser: Any) -> float:
         try:

@@ -50,7 +50,8 @@ class StageSpec:
     def upstream(self) -> tuple[str, ...]:
         """Names of the stages that must end before this one starts, sorted."""
         read = {reference.stage for references in self.inputs.values() for reference in references}
-        return tuple(sorted(read | set(self.needs)))
+        compared = {gate.of[0] for gate in self.expect if gate.of}
+        return tuple(sorted(read | set(self.needs) | compared))
 
     def make(self) -> Stage:
         """The stage object, ready for `preflight` and `run`."""
@@ -103,6 +104,6 @@ def _resolved(stage: StageSpec) -> dict[str, Any]:
         "resources": dict(vars(stage.resources)),
         "retries": stage.retries,
         "timeout_seconds": stage.timeout_seconds,
-        "expect": {gate.metric: f"{gate.comparison} {gate.bound:g}" for gate in stage.expect},
+        "expect": {gate.metric: gate.text for gate in stage.expect},
         "seed": stage.seed,
     }

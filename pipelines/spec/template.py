@@ -29,6 +29,18 @@ def substitute(value: Any, path: Path, scopes: Scopes, tell: Tell) -> Any:
     return value
 
 
+def substitute_known(value: Any, path: Path, scopes: Scopes, tell: Tell) -> Any:
+    """Like `substitute` for the texts of a mapping, but references to other scopes stay: a gate names stages so."""
+    if not isinstance(value, dict):
+        return value
+
+    def known(match: re.Match[str]) -> str:
+        scope = match[1].strip().partition(".")[0]
+        return str(_look_up(match[1].strip(), path, scopes, tell, match[0])) if scope in scopes else match[0]
+
+    return {key: _REFERENCE.sub(known, item) if isinstance(item, str) else item for key, item in value.items()}
+
+
 def references(value: Any, scope: str) -> set[str]:
     """The names of `scope` that `value` refers to."""
     if isinstance(value, str):

@@ -76,6 +76,21 @@ stages:
     assert bench.run(text, "a.expect.length='> 3'").ok
 
 
+def test_a_gate_on_another_stage_waits_for_it(bench):
+    text = """\
+name: gated
+params: {most: 2}
+stages:
+  a: {uses: "tests.toy:Write", with: {text: abcdef}, expect: {length: "<= ${params.most} * ${b.length}"}}
+  b: {uses: "tests.toy:Write", with: {text: abc}}
+"""
+    assert bench.run(text).ok
+    failure = bench.run(text, "params.most=1.5").failures["a"]
+    assert failure.message == "expected length <= 1.5 * ${b.length}, found length = 6, and the bound is 4.5"
+    result = bench.run(text, "b.scale=2", "b.text=x")
+    assert result.states == {"a": "failed", "b": "done"}, "gates are judged anew, stages are not run anew"
+
+
 def test_nan_fails_any_gate(bench):
     text = "name: x\nstages:\n  a: {uses: 'tests.toy:Fail', with: {how: nan}, expect: {length: '< 9'}}\n"
     assert "found length = nan" in bench.run(text).failures["a"].message

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.canonical import canonical, digest
-from pipelines.spec.gate import parse_gate
+from pipelines.spec.gate import COMPARE, parse_gate
 from pipelines.spec.quantities import format_bytes, format_duration, parse_bytes, parse_duration
 from pipelines.spec.schema import json_schema
 from tests.spec.test_load import GOOD
@@ -49,6 +49,34 @@ def test_a_gate_is_read_or_refused(text):
         assert "is not a gate" in str(error)
     else:
         assert gate.failure({"m": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("<1.5", "< 1.5"),
+        (">= -2e-3", ">= -0.002"),
+        ("<= 1.05 * ${baseline.perplexity}", "<= 1.05 * ${baseline.perplexity}"),
+        ("<= ${ p[model=a,x=0.5].loss } * 2", "<= 2 * ${p[model=a,x=0.5].loss}"),
+        ("== ${a-b.c}", "== ${a-b.c}"),
+    ],
+)
+def test_gates_are_read(text, plain):
+    assert parse_gate("m", text).text == plain
+    assert parse_gate("m", plain).text == plain
+
+
+@given(st.floats(0.1, 10), st.floats(-5, 5), st.floats(-5, 5), st.sampled_from(["<", "<=", ">", ">=", "=="]))
+def test_a_gate_on_another_stage_is_the_comparison_it_says(factor, value, other, comparison):
+    gate = parse_gate("m", f"{comparison} {factor!r} * ${{s.o}}")
+    expected = COMPARE[comparison](value, factor * other)
+    assert (gate.failure({"m": value}, {"s": {"o": other}}) is None) == expected
+
+
+def test_gates_on_what_is_not_there():
+    gate = parse_gate("m", "< 2 * ${s.o}")
+    assert "s reports no 'o'; it reports: p" in str(gate.failure({"m": 1}, {"s": {"p": 1}}))
+    assert "the bound is 1" in str(gate.failure({"m": 3}, {"s": {"o": 0.5}}))
 
 
 def test_gates():
