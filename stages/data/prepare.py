@@ -50,6 +50,7 @@ class PrepareData(Stage):
         "heldout": Output(Dataset, schema="tokens"),
         "report": Output(Report),
     }
+    metrics = ("documents", "dropped_*", "train_*", "heldout_*")
     params: PrepareDataParams
 
     def preflight(self) -> None:

@@ -56,6 +56,17 @@ class DistillLogits(Stage):
     outputs = {"model": Output(Model), "report": Output(Report)}
     distributed = True
     isolated = True
+    metrics = (
+        "loss",
+        "kl_to_parent",
+        "kl_to_parent_p99",
+        "perplexity_ratio",
+        "top1_agreement",
+        "teacher_perplexity",
+        "student_perplexity",
+        "tokens_per_second",
+        "peak_memory_gib",
+    )
     paper = "1503.02531"
 
     params: DistillParameters

@@ -52,6 +52,19 @@ class QuantizeRoundToNearest(Stage):
     }
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
     requires: ClassVar[Mapping[str, str]] = {"compressed_tensors": "quantize"}
+    metrics = (
+        "bytes_before",
+        "bytes_after",
+        "bytes_ratio",
+        "weight_error",
+        "quantised_share",
+        "kl_to_parent",
+        "kl_to_parent_p99",
+        "perplexity_ratio",
+        "top1_agreement",
+        "perplexity",
+        "parent_perplexity",
+    )
     paper = "1712.05877"
     params: RoundToNearestParams
 

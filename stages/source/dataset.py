@@ -60,6 +60,7 @@ class SourceDataset(Stage):
 
     Params = SourceDatasetParams
     outputs: ClassVar[Mapping[str, Output]] = {"dataset": Output(Dataset, schema="text")}
+    metrics = ("documents", "bytes", "duplicates", "empty")
     params: SourceDatasetParams
 
     def sources(self) -> Mapping[str, Source]:

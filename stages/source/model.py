@@ -34,6 +34,7 @@ class SourceModel(Stage):
 
     Params = SourceModelParams
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    metrics = ("parameters", "bytes")
     params: SourceModelParams
 
     def sources(self) -> Mapping[str, Source]:

@@ -1,6 +1,7 @@
 """Every shipped pipeline is read, typed and planned; the quickstart's DAG runs on a tiny model."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from clusters.profile import ProfileError, load_profile
 from pipelines.plan import make_plan
 from pipelines.spec.load import load
 from pipelines.store import open_store
+from stages import registry
 from tests.tiny import tiny_model, tiny_text
 
 SHIPPED = sorted(Path(pipelines.__file__).parent.glob("*.yaml"))
@@ -62,6 +64,10 @@ def test_the_quickstart_s_dag_on_a_tiny_model(bench, tmp_path):
     assert student["parameters"] < teacher["parameters"]
     assert int4["bytes"] < student["bytes"]
     assert result.manifests["student"].metrics["kl_to_parent"] > 0
+    for name, manifest in result.manifests.items():
+        declared = registry.find(manifest.method).metrics
+        undeclared = [metric for metric in manifest.metrics if not any(fnmatch(metric, each) for each in declared)]
+        assert not (declared and undeclared), f"{name} reports {undeclared}, which gates could not name"
     again = quickstart(bench, tmp_path)
     assert set(again.states.values()) == {"cached"}
 
