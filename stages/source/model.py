@@ -45,8 +45,10 @@ class SourceModel(Stage):
     def preflight(self) -> None:
         """Check that the source is there, holds weights that are not pickled, and that a GGUF can be read."""
         origin = self._origin()
-        if isinstance(origin, Path) and origin.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
-            raise UserError(f"{origin.name} needs the package gguf", fix="pip install 'regraft[gguf]'")
+        if isinstance(origin, Path) and origin.suffix == ".gguf":
+            missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+            if missing:
+                raise UserError(f"{origin.name} needs {' and '.join(missing)}", fix="pip install 'regraft[gguf]'")
 
     def run(self, context: Context) -> None:
         """Convert the source into output `model`."""

@@ -116,22 +116,23 @@ def _resources_per_worker(resources: Resources) -> dict[str, float]:
 
 @contextmanager
 def _cluster(resources: Resources) -> Iterator[None]:
-    """The cluster of this process; without one, a local one that listens on loopback only, gone afterwards."""
-    import ray
+    """The cluster of this process; without one, a local one, gone afterwards.
 
-    if ray.is_initialized():
-        yield
-        return
-    num_cpus = max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus))
-    search_path = os.pathsep.join(path for path in sys.path if path)
-    with environment(RAY_USAGE_STATS_ENABLED="0"):
+    Ray decides when it is imported whether a node listens on its network address or, as on desktops, on loopback only:
+    the variable with the odd name asks for the second.
+    """
+    with environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus)),
             include_dashboard=False,
             log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": search_path}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
         )
         try:
             yield
