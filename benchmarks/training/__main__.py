@@ -20,6 +20,13 @@ from importlib import metadata
 from pathlib import Path
 
 CONTENDERS = ("regraft", "transformers")
+COLUMNS = {
+    "tokens_per_second": "tokens/s",
+    "cpu_ms_per_token": "CPU ms/token",
+    "peak_gib": "GiB peak RSS",
+    "last_loss": "last loss",
+}
+"""What is measured, and its heading; the ratio is that of medians to the `Trainer`'s."""
 
 
 def main() -> None:
@@ -85,7 +92,7 @@ def _print(found: dict[str, list[dict[str, float]]], model: Path, options: argpa
         f"{options.micro_batch}, {'random Llama' if options.model is None else model.name}, "
         f"{options.repetitions} repetitions, ZeRO {options.zero_stage}\n"
     )
-    for key, unit in (("tokens_per_second", "tokens/s"), ("peak_gib", "GiB peak RSS"), ("last_loss", "last loss")):
+    for key, unit in COLUMNS.items():
         print(f"{unit:14} {'min':>10} {'median':>10} {'max':>10} {'ratio':>8}")
         base = statistics.median(row[key] for row in found["transformers"])
         for name in CONTENDERS:
