@@ -120,6 +120,42 @@ def logs(
 
 
 @app.command()
+def report(
+    run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run; the newest by default.")] = None,
+    store: StoreAt = ".regraft",
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Print where a run's report is: one HTML page with models, graph, curves and every stage."""
+    import webbrowser
+
+    from pipelines.cli import history
+    from pipelines.report.write import current_report
+    from pipelines.store import open_store
+
+    opened = open_store(store)
+    file = current_report(opened, history.find_run(opened, run_))
+    print(file)
+    if open_ and not webbrowser.open(file.as_uri()):
+        raise UserError("no browser can be opened here", fix=f"open {file} yourself, here or elsewhere: it is whole")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Two or more: names, beginnings of names, or `latest`.")
+    ],
+    store: StoreAt = ".regraft",
+    everything: Annotated[bool, typer.Option("--all", help="Show what is equal, too.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show parameters and metrics of runs side by side, and where they differ."""
+    from pipelines.cli.compare import show_comparison
+    from pipelines.store import open_store
+
+    show_comparison(open_store(store), runs, everything=everything, as_json=json_)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="A method, or MODULE:CLASS.")] = None,
     json_: Json = False,

@@ -19,7 +19,7 @@ from clusters.executor import Executor, InlineExecutor, OnEvent
 from pipelines import evidence
 from pipelines.cli.tables import evaluation_tables, print_failures, result_table
 from pipelines.cli.view import LineView, LiveView, QuietView
-from pipelines.journal import JournalWriter, close_dead_runs, new_run_name
+from pipelines.journal import Event, JournalWriter, close_dead_runs, new_run_name
 from pipelines.plan import Plan, make_plan
 from pipelines.preflight import check_capacity, preflight
 from pipelines.run import Runner, RunResult, Surroundings
@@ -77,6 +77,8 @@ def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments:
         print(_next_commands(pipeline, store, result, arguments))
     else:
         print_failures(console, pipeline, result, f"regraft run {arguments}")
+        if page := _page(store, result.run):
+            print(f"the run on one page: {page}")
 
 
 def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
@@ -88,8 +90,18 @@ def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, argument
         f"regraft ui{where}": "the run in MLflow: parameters, curves, lineage",
         f"regraft logs {result.run}{where}": "what the stages printed",
     }
+    if page := _page(store, result.run):
+        commands[f"regraft report {result.run} --open{where}"] = f"the run on one page: {page}"
     width = max(len(text) for text in commands)
     return "\nnext:\n" + "\n".join(f"  {text:<{width}}   {use}" for text, use in commands.items())
+
+
+def _page(store: Store, run: str) -> Path | None:
+    """The report of `run`, seen from here; None when there is none."""
+    page, here = store.run_directory(run) / "report.html", Path.cwd()
+    if not page.exists():
+        return None
+    return page.relative_to(here) if page.is_relative_to(here) else page
 
 
 def _record_run(
@@ -107,8 +119,25 @@ def _record_run(
         journal.write(_run_started(plan, store, around))
         result = Runner(plan, store, journal, around, make_executor).run()
         state = "done" if result.ok else "cancelled" if result.cancelled else "failed"
-        journal.write({"event": "run-finished", "state": state, "seconds": round(result.seconds, 3)})
+        end = {"event": "run-finished", "state": state, "seconds": round(result.seconds, 3)}
+        try:
+            if not quiet:
+                _write_report(store, run, end)
+        finally:
+            journal.write(end)
     return result
+
+
+def _write_report(store: Store, run: str, end: Event) -> None:
+    """Make the page of the run, which is about to end; a run does not fail for want of it."""
+    try:
+        from pipelines.report.write import write_report
+
+        write_report(store, run, end)
+    # Whatever the page trips over, the results are there and the user is told.
+    except Exception as problem:
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+        print(f"warning: the run has no report: {reason}; `regraft report {run}` tries again", file=sys.stderr)
 
 
 @contextmanager

@@ -152,6 +152,9 @@ class RunMirror:
         self._close_children(self._last_ms, "cancelled", "the run ended")
         metrics = [Metric(name, value, self._last_ms, 0) for name, value in records.run_metrics(self.view).items()]
         self.tracker.log(self.cursor.parent, metrics=metrics, tags={"regraft.state": event["state"]})
+        page = self.directory / "report.html"
+        if page.exists():
+            self.tracker.client.log_artifact(self.cursor.parent, str(page))
         self.tracker.client.set_terminated(self.cursor.parent, STATUS[event["state"]], self._last_ms)
 
     def _ensure(self, known: str, name: str, tags: Mapping[str, str], start_ms: int | None = None) -> str:

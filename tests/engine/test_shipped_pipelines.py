@@ -88,6 +88,6 @@ def test_the_same_seed_gives_the_same_bytes(bench, tmp_path):
 
 def test_changing_one_parameter_reruns_only_what_depends_on_it(bench, tmp_path):
     quickstart(bench, tmp_path)
-    result = quickstart(bench, tmp_path, "int4.group_size=32")
+    result = quickstart(bench, tmp_path, "int4.group_size=16")
     done = {name for name, state in result.states.items() if state == "done"}
     assert done == {"int4", "perplexity[model=int4]"}
