@@ -21,6 +21,10 @@ METHODS: Final[Mapping[str, str]] = {
     "distill.logits": "stages.distill.logits:DistillLogits",
     "quantize.rtn": "stages.quantize.rtn:QuantizeRoundToNearest",
     "evaluate.perplexity": "stages.evaluate.perplexity:EvaluatePerplexity",
+    "evaluate.distance": "stages.evaluate.distance_stage:EvaluateDistance",
+    "evaluate.speed": "stages.evaluate.speed:EvaluateSpeed",
+    "evaluate.tasks": "stages.evaluate.tasks:EvaluateTasks",
+    "evaluate.long_context": "stages.evaluate.long_context:EvaluateLongContext",
 }
 
 

@@ -1,8 +1,9 @@
 """How far a model has moved from its parent, on held-out text.
 
 Three figures tell most of it: the Kullback-Leibler divergence between their next-token distributions (in nats), the
-ratio of their perplexities, and how often their first choices agree. They stream over batches and over chunks of
-positions, so that the float32 distributions of a few hundred positions are held at a time, never of a whole batch.
+ratio of their perplexities, and how often their first choices agree. They stream over batches, over chunks of positions
+and over blocks of the vocabulary: logits of a few hundred positions exist at a time, and their float32 copies a block
+at a time, so that two models of 262144 tokens can be compared in a few hundred megabytes beside their weights.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.errors import UserError
+from stages.evaluate.divergence import TokenDistance, token_distance
+from stages.evaluate.prediction import Prediction, Predictor
 
 CHUNK_POSITIONS = 256
-"""Positions whose float32 distributions are held at once: 50 MB a model for a vocabulary of 49152."""
+"""Positions whose logits are held at once, at most."""
+CHUNK_LOGITS = 2**24
+"""Logits of one model held at once, at most: 64 positions of a vocabulary of 262144."""
 
 Progress = Callable[[float, float, str], None]
 """Called as `progress(done, total, "tokens")`; `Context.progress` fits."""
@@ -47,34 +52,32 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class TokenDistance:
-    """The same figures for each of P positions: kl [P], agree [P], parent_nll [P], child_nll [P], all float32."""
+class Comparison:
+    """A distance and, for models of equal depth and width, how far each layer has turned."""
 
-    kl: Tensor
-    agree: Tensor
-    parent_nll: Tensor
-    child_nll: Tensor
-
-
-def token_distance(parent_PV: Tensor, child_PV: Tensor, targets_P: Tensor) -> TokenDistance:
-    """Compare two sets of next-token logits at P positions whose true next tokens are `targets_P`.
-
-    The logits may be of any floating type; the arithmetic is float32. KL(parent || child) is in nats.
-    """
-    parent_log_PV = functional.log_softmax(parent_PV.float(), dim=-1)
-    child_log_PV = functional.log_softmax(child_PV.float(), dim=-1)
-    return TokenDistance(
-        kl=(parent_log_PV.exp() * (parent_log_PV - child_log_PV)).sum(-1),
-        agree=(parent_log_PV.argmax(-1) == child_log_PV.argmax(-1)).float(),
-        parent_nll=functional.nll_loss(parent_log_PV, targets_P, reduction="none"),
-        child_nll=functional.nll_loss(child_log_PV, targets_P, reduction="none"),
-    )
+    distance: Distance
+    layer_cosine: tuple[float, ...]
+    """Mean over positions of the cosine between both models' hidden states: of the embeddings, then of each layer's
+    output (for the last one, as most models report it, after the final norm). Empty where the shapes differ."""
 
 
 def distance(
     parent: nn.Module, child: nn.Module, windows: Tensor, *, batch_size: int = 4, progress: Progress | None = None
 ) -> Distance:
-    """Measure `child` against `parent` on `windows` [N, T] of token ids, T >= 2.
+    """Measure `child` against `parent` on `windows` [N, T] of token ids, T >= 2; see `compare`."""
+    return compare(parent, child, windows, batch_size=batch_size, progress=progress).distance
+
+
+def compare(
+    parent: nn.Module,
+    child: nn.Module,
+    windows: Tensor,
+    *,
+    batch_size: int = 4,
+    layers: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure `child` against `parent` on `windows` [N, T] of token ids, T >= 2; with `layers`, layer by layer as well.
 
     Both are Hugging Face causal language models over the same vocabulary, on any device; they are put in evaluation
     mode and given back as they were. Every position but the last of a window counts: T - 1 tokens a window.
@@ -86,13 +89,18 @@ def distance(
             fix="give held-out data with at least one full window",
         )
     parts: list[TokenDistance] = []
-    total = windows.shape[0] * (windows.shape[1] - 1)
+    cosines: list[Tensor] = []
+    predictors, total = (Predictor(parent), Predictor(child)), windows.shape[0] * (windows.shape[1] - 1)
     with evaluating(parent), evaluating(child), torch.no_grad():
         for ids_BT in windows.split(batch_size):
-            parts.extend(_batch_distances(parent, child, ids_BT))
+            both = [predictor.predict(ids_BT, layers=layers) for predictor in predictors]
+            _require_one_vocabulary(*both)
+            cosines.append(_layer_cosines(*both))
+            parts.extend(_batch_distances(*both, ids_BT[:, 1:].flatten().long()))
             if progress:
                 progress(float(sum(part.kl.numel() for part in parts)), float(total), "tokens")
-    return _summary(parts)
+    mean_L = torch.stack(cosines).sum(0) / total
+    return Comparison(_summary(parts), tuple(mean_L.tolist()))
 
 
 @contextmanager
@@ -112,19 +120,41 @@ def next_token_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
     return model(input_ids=ids_BT[:, :-1].to(device), use_cache=False).logits
 
 
-def _batch_distances(parent: nn.Module, child: nn.Module, ids_BT: Tensor) -> Iterator[TokenDistance]:
-    child_PV = next_token_logits(child, ids_BT).flatten(0, 1)
-    parent_PV = next_token_logits(parent, ids_BT).flatten(0, 1)
-    if parent_PV.shape[-1] != child_PV.shape[-1]:
+def chunk_positions(vocab_size: int) -> int:
+    """Positions whose logits are held at once, for a vocabulary of that size."""
+    return max(1, min(CHUNK_POSITIONS, CHUNK_LOGITS // vocab_size))
+
+
+def _require_one_vocabulary(parent: Prediction, child: Prediction) -> None:
+    if parent.vocab_size != child.vocab_size:
         raise UserError(
-            f"the parent has {parent_PV.shape[-1]} tokens in its vocabulary, the child {child_PV.shape[-1]}",
+            f"the parent has {parent.vocab_size} tokens in its vocabulary, the child {child.vocab_size}",
             fix="only models of one vocabulary can be compared token by token",
         )
-    targets_P = ids_BT[:, 1:].flatten().long().to(child_PV.device)
-    chunks = (x.split(CHUNK_POSITIONS) for x in (parent_PV, child_PV, targets_P))
-    for parent_part, child_part, targets in zip(*chunks, strict=True):
-        found = token_distance(parent_part.to(child_part.device), child_part, targets)
+
+
+def _batch_distances(parent: Prediction, child: Prediction, targets_P: Tensor) -> Iterator[TokenDistance]:
+    chunk = chunk_positions(parent.vocab_size)
+    for start in range(0, parent.num_positions, chunk):
+        stop = min(start + chunk, parent.num_positions)
+        child_PV = child.read(start, stop)
+        parent_PV = parent.read(start, stop).to(child_PV.device)
+        found = token_distance(parent_PV, child_PV, targets_P[start:stop].to(child_PV.device))
         yield TokenDistance(found.kl.cpu(), found.agree.cpu(), found.parent_nll.cpu(), found.child_nll.cpu())
+
+
+def _layer_cosines(parent: Prediction, child: Prediction) -> Tensor:
+    """Sums over positions [L], float64; [0] where the models differ in depth or width."""
+    shapes = [[layer.shape[-1] for layer in prediction.layers] for prediction in (parent, child)]
+    if shapes[0] != shapes[1]:
+        return torch.zeros(0, dtype=torch.float64)
+    pairs = zip(parent.layers, child.layers, strict=True)
+    sums = [_cosine(ours.to(theirs.device), theirs).sum(dtype=torch.float64).cpu() for ours, theirs in pairs]
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
+
+
+def _cosine(parent_BTH: Tensor, child_BTH: Tensor) -> Tensor:
+    return functional.cosine_similarity(parent_BTH.float(), child_BTH.float(), dim=-1)
 
 
 def _summary(parts: list[TokenDistance]) -> Distance:
@@ -149,4 +179,4 @@ def percentile(values_P: Tensor, share: float) -> float:
 
 
 def _exp(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else math.inf
+    return math.inf if nll >= 700 else math.exp(nll)

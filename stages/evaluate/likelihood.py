@@ -1,4 +1,4 @@
-"""How well a causal language model predicts windows of tokens, summed in float32 a few hundred positions at a time."""
+"""How well a causal language model predicts windows of tokens, in float32, a few hundred positions at a time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.errors import UserError
-from stages.evaluate.distance import evaluating, next_token_logits
-
-CHUNK_POSITIONS = 512
-"""Positions whose float32 log-probabilities are held at once: 100 MB for a vocabulary of 49152."""
+from stages.evaluate.distance import chunk_positions, evaluating, next_token_logits
+from stages.evaluate.prediction import Predictor
 
 Progress = Callable[[float, float, str], None]
 
@@ -39,22 +38,42 @@ class Likelihood:
         """Bits to encode a byte of text, which unlike perplexity compares across tokenizers."""
         return self.nats_per_token / math.log(2) * tokens_per_byte
 
+    def byte_perplexity(self, tokens_per_byte: float) -> float:
+        """The perplexity of a byte of text: 2 to the power of `bits_per_byte`."""
+        nats_per_byte = self.nats_per_token * tokens_per_byte
+        return math.exp(nats_per_byte) if nats_per_byte < 700 else math.inf
+
 
 def likelihood(
-    model: nn.Module, windows_NT: Tensor, *, batch_size: int = 8, progress: Progress | None = None
+    model: nn.Module,
+    windows_NT: Tensor,
+    *,
+    tail_T: Tensor | None = None,
+    tail_targets: int | None = None,
+    batch_size: int = 8,
+    progress: Progress | None = None,
 ) -> Likelihood:
     """Negative log-likelihood of the tokens 1..T-1 of each window, given those before them in the same window.
 
-    The windows do not overlap and no context is carried over. Raises UserError when a logit is not a number, naming the
-    window. The result is independent of `batch_size` up to the rounding of the model's own matrix products.
+    `tail_T` is one more window, of any length from 2, of which only the last `tail_targets` tokens count (without it,
+    all but the first). It goes through the model by itself: nothing is ever padded, so padding cannot change the
+    figure, whatever a model does with it. No context is carried from window to window. The result is independent of
+    `batch_size` up to the rounding of the model's own matrix products. Raises UserError when there is nothing to
+    predict, or when a logit is not a number, naming the window.
     """
-    total, num_tokens = 0.0, windows_NT.shape[0] * (windows_NT.shape[1] - 1)
+    batches = [(ids_BT, ids_BT.shape[1] - 1) for ids_BT in windows_NT.split(batch_size) if len(ids_BT)]
+    if tail_T is not None:
+        batches.append((tail_T[None], len(tail_T) - 1 if tail_targets is None else tail_targets))
+    num_tokens = sum(len(ids_BT) * num_targets for ids_BT, num_targets in batches)
+    if num_tokens == 0:
+        raise UserError("there is no token to predict", fix="give text of at least two tokens, or longer windows")
+    total, done, predictor = 0.0, 0, Predictor(model)
     with evaluating(model), torch.no_grad():
-        for start in range(0, windows_NT.shape[0], batch_size):
-            ids_BT = windows_NT[start : start + batch_size]
-            total += _batch_nats(model, ids_BT, first_window=start)
+        for ids_BT, num_targets in batches:
+            total += _batch_nats(predictor, ids_BT, num_targets, first_window=done)
+            done += len(ids_BT)
             if progress:
-                progress(min(start + batch_size, windows_NT.shape[0]), windows_NT.shape[0], "windows")
+                progress(done, sum(len(ids_BT) for ids_BT, _ in batches), "windows")
     return Likelihood(total, num_tokens)
 
 
@@ -70,19 +89,20 @@ def naive_likelihood(model: nn.Module, windows_NT: Tensor) -> Likelihood:
     return Likelihood(total, num_tokens)
 
 
-def _batch_nats(model: nn.Module, ids_BT: Tensor, first_window: int) -> float:
-    logits_BPV = next_token_logits(model, ids_BT)
-    targets_BP = ids_BT[:, 1:].to(logits_BPV.device)
-    nats_BP = torch.empty(targets_BP.shape, dtype=torch.float32, device=logits_BPV.device)
-    for start in range(0, targets_BP.shape[1], chunk := max(1, CHUNK_POSITIONS // ids_BT.shape[0])):
-        part = slice(start, start + chunk)
-        log_BPV = torch.log_softmax(logits_BPV[:, part].float(), dim=-1)
-        nats_BP[:, part] = -log_BPV.gather(-1, targets_BP[:, part, None]).squeeze(-1)
-    if torch.isnan(nats_BP).any():
-        window, position = torch.isnan(nats_BP).nonzero()[0].tolist()
+def _batch_nats(predictor: Predictor, ids_BT: Tensor, num_targets: int, first_window: int) -> float:
+    """Nats of the last `num_targets` tokens of each window; a batch of which not all count is one window."""
+    prediction, targets_P, parts = predictor.predict(ids_BT), ids_BT[:, 1:].flatten(), []
+    chunk, first = chunk_positions(prediction.vocab_size), prediction.num_positions - len(ids_BT) * num_targets
+    for start in range(first, prediction.num_positions, chunk):
+        logits_PV = prediction.read(start, min(start + chunk, prediction.num_positions))
+        targets = targets_P[start : start + chunk].to(logits_PV.device)
+        parts.append(functional.cross_entropy(logits_PV.float(), targets, reduction="none"))
+    nats_P = torch.cat(parts)
+    if torch.isnan(nats_P).any():
+        window, position = divmod(first + int(torch.isnan(nats_P).nonzero()[0]), ids_BT.shape[1] - 1)
         raise UserError(
             f"the model gives NaN at position {position} of window {first_window + window}: its weights are damaged, "
             "or overflow in this dtype",
             fix="try dtype: float32; if NaN stays, look at the stage that made the model",
         )
-    return nats_BP.double().sum().item()
+    return nats_P.double().sum().item()

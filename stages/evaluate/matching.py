@@ -2,10 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
+
+LONGEST_WINDOW: Final = 2048
+"""Tokens of a window when nobody says: the length that published perplexities use."""
+
+
+def require_text_or_tokens(model: Model, data: Dataset, window: int | None, where: str = "") -> None:
+    """Raise UserError unless `model` can be measured on `data`: packed tokens of its own, or text it can tokenise.
+
+    `window` is the length asked for; packed tokens bring their own.
+    """
+    card = data.card
+    if card.schema == "text":
+        _require_text(model, data, window, where)
+        return
+    require_tokens_of(model, data, where)
+    if window is not None and window != card.sequence_length:
+        raise UserError(
+            f"window: {window}, but the data is packed in windows of {card.sequence_length} tokens",
+            where=where,
+            fix="leave window out, or give the text itself instead of packed tokens",
+        )
+
+
+def window_length(config: dict[str, Any], window: int | None) -> int:
+    """`window`, or without one the context that `config` declares, capped at `LONGEST_WINDOW`."""
+    context = text_config(config).get("max_position_embeddings") or LONGEST_WINDOW
+    return window or min(int(context), LONGEST_WINDOW)
+
+
+def require_one_vocabulary(parent: Model, child: Model) -> None:
+    """Raise UserError unless both models predict the same tokens: equal vocabulary sizes and tokenizers."""
+    sizes = [text_config(model.config).get("vocab_size") for model in (parent, child)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise UserError(
+            f"the parent has {sizes[0]} tokens in its vocabulary, the child {sizes[1]}",
+            where="child",
+            fix="only models of one vocabulary can be compared token by token",
+        )
+    prints = [model.tokenizer_fingerprint for model in (parent, child)]
+    if all(prints) and prints[0] != prints[1]:
+        raise UserError(
+            f"the parent's tokenizer is {prints[0]}, the child's {prints[1]}: equal ids mean different text",
+            where="child",
+            fix="only models of one tokenizer can be compared token by token; bits_per_byte of evaluate.perplexity "
+            "compares across tokenizers",
+        )
+
+
+def _require_text(model: Model, data: Dataset, window: int | None, where: str) -> None:
+    if data.card.num_rows == 0:
+        raise UserError(f"{data.path} has no documents", where=where, fix="give a text dataset with documents in it")
+    if not model.tokenizer_fingerprint:
+        raise UserError(
+            f"the model in {model.path} has no tokenizer.json to read text with",
+            where=where,
+            fix="give packed tokens from data.prepare, or a model with a fast tokenizer",
+        )
+    context = text_config(model.config).get("max_position_embeddings")
+    if context and window is not None and window > context:
+        raise UserError(
+            f"window: {window} exceeds the model's context of {context} tokens", fix=f"set window to {context} or less"
+        )
 
 
 def require_tokens_of(model: Model, data: Dataset, where: str = "") -> None:

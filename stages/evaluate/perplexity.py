@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.evaluate.matching import require_ids_below, require_tokens_of
+from stages.errors import UserError
+from stages.evaluate.matching import require_ids_below, require_text_or_tokens, window_length
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
+
+if TYPE_CHECKING:
+    from stages.evaluate.text_windows import TextWindows
 
 
 class PerplexityParams(Parameters):
-    """How much text to measure on, and in what precision the model runs."""
+    """How much text to measure on, by which protocol, and in what precision the model runs."""
 
+    window: Annotated[int, Field(ge=2)] | None = None
+    """Tokens the model reads at once, for text; the model's context when left out, 2048 at most. Packed tokens bring
+    their own length."""
+    protocol: Literal["disjoint", "rolling"] = "disjoint"
+    """How text becomes windows. `disjoint` (GPTQ and the quantisation papers): nothing is shared, and the first token
+    of a window is not predicted. `rolling` (lm-eval's `loglikelihood_rolling`): every token is predicted, the first of
+    a window from the last of the one before. Packed tokens are always `disjoint`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Windows to measure on at most, from the front."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -26,41 +37,80 @@ class PerplexityParams(Parameters):
 
 
 class EvaluatePerplexity(Stage):
-    """Measure perplexity and bits per byte on packed windows that do not overlap.
+    """Measure perplexity, byte perplexity and bits per byte on windows of held-out text.
 
-    Each window predicts its tokens after the first from those before it in the window: short windows cost a model some
-    context, so compare figures only at one `sequence_length`. Bits per byte compare across tokenizers.
+    `data` is packed tokens of the model's tokenizer, or text: its documents are then joined by a blank line, encoded in
+    one piece and cut into windows, the last and shorter one included (GPTQ, arXiv 2210.17323). Perplexity depends on
+    window and tokenizer: compare it at one window and one tokenizer. Bits per byte compare across tokenizers.
     """
 
     Params = PerplexityParams
-    inputs: ClassVar[Mapping[str, Input]] = {"model": Input(Model), "data": Input(Dataset, schema="tokens")}
+    inputs: ClassVar[Mapping[str, Input]] = {"model": Input(Model), "data": Input(Dataset)}
     outputs: ClassVar[Mapping[str, Output]] = {"report": Output(Report)}
+    paper = "2210.17323"
     params: PerplexityParams
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The tokens are the model's own, and a window fits its context."""
-        require_tokens_of(inputs["model"], inputs["data"], where="data")
+        """The data is text, or the model's own tokens, and a window fits the model's context."""
+        data: Dataset = inputs["data"]
+        require_text_or_tokens(inputs["model"], data, self.params.window, where="data")
+        if data.card.schema == "tokens" and self.params.protocol == "rolling":
+            raise UserError(
+                "protocol: rolling shares a token between windows, packed tokens share none",
+                where="data",
+                fix="give the text dataset itself, or leave protocol out",
+            )
 
     def run(self, context: Context) -> None:
         """Load the model, measure, report."""
-        import torch
-
-        from grafts.loader import load_model
-        from stages.data.windows import TokenWindows
         from stages.evaluate.likelihood import likelihood
+        from stages.evaluate.loading import load_for_evaluation
 
-        source, data = context.model("model"), context.dataset("data")
-        windows = TokenWindows(data, context.scratch).tensor(self.params.limit)
-        require_ids_below(int(windows.max()), source.config, where="data")
-        dtype = getattr(torch, self.params.dtype)
-        model = load_model(source.path, dtype=dtype, trust_remote_code=self.params.trust_remote_code)
-        found = likelihood(model, windows, batch_size=self.params.batch_size, progress=context.progress)
+        source, windows = context.model("model"), self._windows(context)
+        for ids in (windows.windows, *([] if windows.tail is None else [windows.tail])):
+            require_ids_below(int(ids.max()) if ids.numel() else 0, source.config, where="data")
+        model = load_for_evaluation(source, self.params.dtype, trust_remote_code=self.params.trust_remote_code)
+        found = likelihood(
+            model,
+            windows.windows,
+            tail_T=windows.tail,
+            tail_targets=windows.tail_targets,
+            batch_size=self.params.batch_size,
+            progress=context.progress,
+        )
         context.metrics(
             perplexity=found.perplexity,
-            bits_per_byte=found.bits_per_byte(data.card.num_tokens / data.card.num_bytes),
+            byte_perplexity=found.byte_perplexity(windows.tokens_per_byte),
+            bits_per_byte=found.bits_per_byte(windows.tokens_per_byte),
             num_tokens=found.num_tokens,
+            num_bytes=windows.num_bytes,
             parameters=model.num_parameters(),
             bytes=sum(shard.stat().st_size for shard in source.path.glob("*.safetensors")),
         )
-        details = {"sequence_length": data.card.sequence_length, "windows": len(windows), **self.params.identity()}
-        write_report(context.output("report"), "Perplexity", context.results, details)
+        write_report(context.output("report"), "Perplexity", context.results, self._details(context, windows))
+
+    def _windows(self, context: Context) -> TextWindows:
+        from stages.data.windows import TokenWindows
+        from stages.evaluate.text_windows import TextWindows, text_windows
+
+        model, data, limit = context.model("model"), context.dataset("data"), self.params.limit
+        if data.card.schema == "text":
+            window = window_length(model.config, self.params.window)
+            return text_windows(model, data, window, limit, self.params.protocol)
+        ids_NT = TokenWindows(data, context.scratch).tensor(limit)
+        # The card counts bytes for the whole dataset; a limit takes its share of them.
+        share = ids_NT.numel() / data.card.num_tokens
+        return TextWindows(ids_NT, None, 0, ids_NT.numel(), data.card.num_bytes * share)
+
+    def _details(self, context: Context, windows: TextWindows) -> dict[str, Any]:
+        card, config = context.dataset("data").card, context.model("model").config
+        length = card.sequence_length or window_length(config, self.params.window)
+        return {
+            **self.params.identity(),
+            "data": card.schema,
+            "window": length,
+            "sequence_length": length,
+            "windows": len(windows.windows) + (windows.tail is not None),
+            "last_window_targets": windows.tail_targets or windows.windows.shape[1] - 1,
+            "tokens_per_byte": windows.tokens_per_byte,
+        }

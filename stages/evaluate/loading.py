@@ -1,0 +1,20 @@
+"""Loading a model to measure it: strictly, in a chosen type, on the GPU where there is one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from transformers import PreTrainedModel
+
+from grafts.loader import load_model
+from stages.artifacts import Model
+
+DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where models are measured; the scheduler shows a stage only the GPUs it asked for."""
+
+
+def load_for_evaluation(source: Model, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of `source` in evaluation mode, its weights in the torch type named `dtype`, on `DEVICE`."""
+    model = load_model(source.path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    return model.to(DEVICE)
