@@ -154,7 +154,9 @@ def _layer_cosines(parent: Prediction, child: Prediction) -> Tensor:
 
 
 def _cosine(parent_BTH: Tensor, child_BTH: Tensor) -> Tensor:
-    return functional.cosine_similarity(parent_BTH.float(), child_BTH.float(), dim=-1)
+    """Cosine at each position [B, T]; equal vectors have 1, also where both are zero, as a padding token's may be."""
+    cosine_BT = functional.cosine_similarity(parent_BTH.float(), child_BTH.float(), dim=-1)
+    return cosine_BT.masked_fill((parent_BTH == child_BTH).all(-1), 1.0)
 
 
 def _summary(parts: list[TokenDistance]) -> Distance:

@@ -64,12 +64,12 @@ def test_tokens_that_are_ruled_out():
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere", "qwen3_next"])
 def test_the_comparison_of_two_models_is_the_naive_one(family: str):
     parent, child = tiny(family), tiny(family, seed=1)
-    windows = torch.randint(96, (5, 17), generator=torch.Generator().manual_seed(0))
+    windows = torch.randint(1, 96, (5, 17), generator=torch.Generator().manual_seed(0))
     found = compare(parent, child, windows, batch_size=2, layers=True)
     with torch.no_grad():
         outputs = [model(windows[:, :-1], use_cache=False, output_hidden_states=True) for model in (parent, child)]
     expected = naive_token_distance(*(o.logits.flatten(0, 1) for o in outputs), windows[:, 1:].flatten())
-    assert found.distance.kl == pytest.approx(expected.kl.mean().item(), rel=1e-4)
+    assert found.distance.kl == pytest.approx(expected.kl.mean().item(), rel=1e-3, abs=1e-6)
     assert found.distance.top1_agreement == pytest.approx(expected.agree.mean().item())
     assert found.distance.child_perplexity == pytest.approx(expected.child_nll.mean().exp().item(), rel=1e-5)
     pairs = zip(outputs[0].hidden_states, outputs[1].hidden_states, strict=True)
@@ -78,10 +78,11 @@ def test_the_comparison_of_two_models_is_the_naive_one(family: str):
 
 
 def test_models_of_other_depth_or_width_have_no_layer_comparison():
-    parent, windows = tiny("llama"), torch.randint(96, (2, 9))
+    parent, windows = tiny("llama"), torch.arange(18).view(2, 9)
+    assert parent.get_input_embeddings().weight[0].abs().max() == 0  # the padding token's: both zero is equal too
     for change in ({"num_hidden_layers": 1}, {"hidden_size": 16}):
         assert compare(parent, tiny("llama", **change), windows, layers=True).layer_cosine == ()
-    assert compare(parent, parent, windows, layers=True).layer_cosine == pytest.approx([1.0] * 3)
+    assert compare(parent, parent, windows, layers=True).layer_cosine == (1.0, 1.0, 1.0)
     assert compare(parent, parent, windows).layer_cosine == ()
 
 
