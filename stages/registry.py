@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Final
@@ -46,15 +47,18 @@ def target(name: str) -> str:
 
 def _load(name: str, target: str) -> type[Stage]:
     module_name, _, class_name = target.partition(":")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", target):
+        raise UserError(f"{name!r} is not MODULE:CLASS", fix="for example my_package.my_module:MyStage")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
         raise UserError(
             f"{name!r}: no module {error.name!r}",
             fix="the module must be importable from where regraft runs: install it, or set PYTHONPATH",
         ) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name!r}: importing {module_name} fails: {reason}", fix="mend the module") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Stage)):
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Stage)]

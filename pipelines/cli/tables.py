@@ -17,6 +17,8 @@ from pipelines.run import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 
+MOST_COLUMNS = 5
+"""Figures side by side in a terminal; `regraft report` has all of them."""
 PLANNED = {"cached": ("=", "blue", "cached"), "run": ("▶", "cyan", "run"), "unknown": ("?", "yellow", "run?")}
 
 
@@ -71,13 +73,14 @@ def evaluation_tables(pipeline: Pipeline, result: RunResult) -> Iterable[Rendera
 
 def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
     found = dict.fromkeys(name for metrics in rows.values() for name in metrics)
-    names = [name for name in LEADING if name in found] + [name for name in found if name not in LEADING]
+    leading = [*LEADING, "parameters", "bytes"]
+    names = [name for name in leading if name in found] + [name for name in found if name not in leading]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column(method, no_wrap=True)
-    for name in names:
+    for name in names[:MOST_COLUMNS]:
         table.add_column(name.replace("_", " "), justify="right")
     for label, metrics in zip(_labels(list(rows)), rows.values(), strict=True):
-        cells = [format_metric(name, metrics[name]) if name in metrics else "" for name in names]
+        cells = [format_metric(name, metrics[name]) if name in metrics else "" for name in names[:MOST_COLUMNS]]
         table.add_row(Text(label), *cells)
     return table
 

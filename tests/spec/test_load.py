@@ -85,6 +85,7 @@ BAD = {
     ),
     "unknown class": ("tests.toy:Join", "tests.toy:Joint", "no stage 'Joint'", "Join"),
     "unknown module": ("tests.toy:Join", "tests.toi:Join", "no module 'tests.toi'", "importable"),
+    "no class": ("tests.toy:Join", ":Join", "is not MODULE:CLASS", "my_package.my_module:MyStage"),
     "unknown parameter": ('text: "${', 'txt: "${', "unknown parameter 'txt'", "did you mean 'text'?"),
     "wrong type": ('"${params.times}"', '"two"', "parameter 'repeat'", "found 'two'"),
     "number as text": ('"${params.times}"', "'2'", "parameter 'repeat'", "found '2'"),
@@ -146,10 +147,10 @@ def test_mistyped_input_names_what_fits():
 name: x
 stages:
   teacher: {uses: source.model, with: {model: ./m}}
-  check: {uses: evaluate.perplexity, inputs: {model: teacher.report, data: teacher}}
+  check: {uses: evaluate.distance, inputs: {parent: teacher.report, child: teacher, data: teacher}}
 """
     told = problems(text)
-    assert "input 'model' takes a model, teacher.report is a report" in told
+    assert "input 'parent' takes a model, teacher.report is a report" in told
     assert "input 'data' takes a dataset of tokens, teacher.model is a model" in told
 
 
@@ -224,3 +225,12 @@ def test_any_dag_is_ordered_and_any_cycle_is_found(count, rng: random.Random):
     order = list(load("name: x\nstages:\n" + "\n".join(lines)).stages)
     assert sorted(order) == sorted(names)
     assert all(order.index(up) < order.index(name) for name in names for up in edges[name])
+
+
+def test_a_module_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "broken_stage.py").write_text("def x(:\n")
+    (tmp_path / "failing_stage.py").write_text("raise RuntimeError('no')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = problems(GOOD.replace("tests.toy:Join", "broken_stage:X").replace("tests.toy:Copy", "failing_stage:X", 1))
+    assert "importing broken_stage fails: SyntaxError" in told
+    assert "importing failing_stage fails: RuntimeError: no" in told
