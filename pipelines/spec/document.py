@@ -160,7 +160,8 @@ class _Builder:
         kind = type(event)
         if kind is yaml.ScalarEvent:
             span = _span(event)
-            self._add(self._scalar(event, span), span, event.anchor)
+            value = event.value if self._key_is_next() and event.tag is None else self._scalar(event, span)
+            self._add(value, span, event.anchor)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             self._start(event, Mapping() if kind is yaml.MappingStartEvent else Sequence())
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
@@ -171,6 +172,10 @@ class _Builder:
             self.documents += 1
             if self.documents > 1:
                 self._refuse(_span(event), "a second document starts here: a pipeline file holds one")
+
+    def _key_is_next(self) -> bool:
+        """Whether a mapping waits for a key, which is text as it is written: `0E0:` is no number."""
+        return bool(self.stack) and isinstance(self.stack[-1].container, Mapping) and self.stack[-1].key is None
 
     def _start(self, event: Any, container: Mapping | Sequence) -> None:
         span = _span(event)
@@ -222,7 +227,7 @@ class _Builder:
     def _key(self, value: Any, span: Span) -> str:
         if isinstance(value, (Mapping, Sequence)):
             self._refuse(span, "a key must be text, found a " + ("mapping" if isinstance(value, Mapping) else "list"))
-        return value if isinstance(value, str) else "" if value is None else str(value)
+        return value if isinstance(value, str) else str(value)
 
     def _pair(self, top: _Open, value: Any, span: Span) -> None:
         key, mapping = top.key or "", top.container

@@ -1,7 +1,5 @@
 """Failures: isolated, retried only when that can help, told with their own words, and nothing finished is lost."""
 
-import json
-
 import pytest
 
 from pipelines.journal import Journal
@@ -141,11 +139,3 @@ def test_the_journal_tells_the_whole_story(bench):
     assert (directory / "logs" / "b.log").read_text() == "copying\n"
     assert events[0]["versions"]["python"]
     assert "tests.toy:Copy" in events[0]["resolved"]
-
-
-def test_no_pickle_in_artifacts(bench):
-    result = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n")
-    directory = bench.output(result, "a").parent
-    for file in directory.rglob("*"):
-        if file.is_file():
-            json.loads(file.read_text())

@@ -158,8 +158,8 @@ def test_the_server_shows_the_runs_and_stops_with_the_command(own_store: Path) -
         assert answer.headers["Content-Type"].startswith("image/svg+xml")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_the_package_imports_no_mlflow() -> None:
