@@ -211,13 +211,3 @@ def _importable_by_workers() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
-
-
-@contextlib.contextmanager
-def ray_executor(work: Work, on_event: OnEvent, profile: Profile) -> Iterator[RayExecutor]:
-    """A RayExecutor that is closed at the end."""
-    executor = RayExecutor(work, on_event, profile)
-    try:
-        yield executor
-    finally:
-        executor.close()

@@ -106,9 +106,6 @@ class DatasetCard:
         write_json(directory / "dataset.json", self.__dict__)
 
 
-KINDS: Final[Mapping[str, type[Artifact]]] = {kind.kind: kind for kind in (Model, Dataset, Report)}
-
-
 def write_report(directory: Path, title: str, metrics: Mapping[str, float], details: Mapping[str, Any]) -> None:
     """Write `report.json`. Timings do not belong here: a report is content, and equal work must give equal bytes."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from pipelines.spec.document import Path
 from pipelines.spec.gate import Gate
-from stages.artifacts import Artifact
 from stages.stage import Parameters, Resources, Stage
 
 
@@ -56,10 +55,6 @@ class StageSpec:
     def make(self) -> Stage:
         """The stage object, ready for `preflight` and `run`."""
         return self.stage(self.params)
-
-    def output_kind(self, output: str) -> type[Artifact]:
-        """The kind of artifact that `output` is."""
-        return self.stage.outputs[output].kind
 
 
 @dataclass(frozen=True)

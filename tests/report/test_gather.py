@@ -193,7 +193,7 @@ def test_whatever_a_stage_says_the_page_stands(name, text, metrics):
     report = gather(events, {})
     html = render(report, model_table(report.stages), [], [])
     read(html)
-    html.encode("utf-8")
+    assert html.encode("utf-8").rstrip().endswith(b"</html>")
 
 
 def test_a_run_of_no_stages_and_one_that_has_barely_begun(writer):
