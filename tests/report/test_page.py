@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipelines.cli.app import report
+from pipelines.cli.commands.looking import report
 from pipelines.cli.session import print_result
 from pipelines.journal import Journal, JournalWriter, close_dead_runs, list_runs
 from pipelines.report.write import current_report, report_file, write_report

@@ -1,0 +1,56 @@
+"""Arguments and options that several commands share, and how a command finds its pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.spec.pipeline import Pipeline
+
+SHIPPED: Final = Path(__file__).resolve().parent.parent
+
+PipelineFile = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, or the name of a shipped one.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Replace one value of the file.")]
+StoreAt = Annotated[
+    str, typer.Option("--store", envvar="REGRAFT_STORE", help="Where artifacts live: path or fsspec URL.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load_pipeline(pipeline: str, overrides: list[str] | None) -> Pipeline:
+    """The pipeline that `pipeline` means, with `overrides`. Raises UserError with every problem in it."""
+    from pipelines.spec.load import load
+
+    _see_working_directory()
+    return load(find_pipeline(pipeline), tuple(overrides or ()))
+
+
+def find_pipeline(name: str) -> Path:
+    """The file that `name` means: a path, or a shipped pipeline. Raises UserError."""
+    file = Path(name)
+    if file.suffix in (".yaml", ".yml") or file.exists():
+        return file
+    shipped = SHIPPED / f"{name}.yaml"
+    if shipped.exists():
+        return shipped
+    known = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    raise UserError(f"no pipeline {name!r}", fix=f"give a .yaml file, or a shipped pipeline: {known}")
+
+
+def _see_working_directory() -> None:
+    """Let `uses: my_module:MyStage` find modules beside the pipeline, as `python -m` would."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
