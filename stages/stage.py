@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,28 @@ class Parameters(BaseModel):
         """The fields that decide the result, as plain JSON values with defaults filled in."""
         names = {name for name in type(self).model_fields if self.identity_class(name) == "identity"}
         return self.model_dump(mode="json", include=names)
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with `changes`, checked like any other. Raises pydantic's ValidationError."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+    def smoke(self) -> Self:
+        """The same work at a size that takes seconds on a generated model of two layers, for `regraft run --smoke`.
+
+        Override it wherever the defaults are not that small. What is read and made stays the same kind.
+        """
+        return self
+
+    def smaller(self, workers: int) -> Self | None:  # noqa: ARG002, who overrides it may need it
+        """The same work in less memory, or None when there is no way: tried when `workers` run out of memory.
+
+        Only execution fields may change, so that the result stays the same. This one halves `batch_size`, where that
+        is an execution field.
+        """
+        batch_size = getattr(self, "batch_size", 1)
+        if batch_size == 1 or self.identity_class("batch_size") != "execution":
+            return None
+        return self.replaced(batch_size=batch_size // 2)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -33,6 +33,12 @@ class PrepareDataParams(Parameters):
     """What stands between documents: the tokenizer's end-of-text token, or an empty line."""
     min_characters: Annotated[int, Field(ge=0)] = 0
     """Documents with fewer characters are dropped."""
+
+    def smoke(self) -> Self:
+        """Short windows, and enough documents on both sides."""
+        return self.replaced(
+            sequence_length=min(self.sequence_length, 32), heldout_fraction=max(self.heldout_fraction, 0.2)
+        )
 
 
 class PrepareData(Stage):

@@ -7,7 +7,7 @@ self. The result is a model of the teacher's standard class with its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,10 @@ class DistillParameters(TrainingParameters):
         if self.kl_weight == self.ce_weight == 0:
             raise ValueError("kl_weight and ce_weight are both 0: nothing would be learnt; set one of them")
         return self
+
+    def smoke(self) -> Self:
+        """A few steps, measured on a few windows."""
+        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
 
 
 class DistillLogits(Stage):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -30,6 +30,10 @@ class DistanceParams(Parameters):
     """Windows in a forward pass. The hidden states of all layers of one batch are held, of both models."""
     trust_remote_code: bool = False
     """Run the code that comes in the models' directories, for an architecture that `transformers` lacks."""
+
+    def smoke(self) -> Self:
+        """A few windows."""
+        return self.replaced(limit=min(self.limit or 4, 4))
 
 
 class EvaluateDistance(Stage):

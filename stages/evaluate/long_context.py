@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -65,6 +65,10 @@ class LongContextParams(Parameters):
         if len(set(values)) < len(values):
             raise ValueError(f"a value is given more than once: {list(values)}")
         return tuple(sorted(values)) if not isinstance(values[0], str) else values
+
+    def smoke(self) -> Self:
+        """One probe of each task, at one length and two depths."""
+        return self.replaced(lengths=(1024,), depths=(0.0, 1.0), probes=1, needles=2)
 
 
 class EvaluateLongContext(Stage):

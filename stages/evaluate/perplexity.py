@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -34,6 +34,10 @@ class PerplexityParams(Parameters):
     """Windows in a forward pass."""
     trust_remote_code: bool = False
     """Run the code that comes in the model's directory, for an architecture that `transformers` lacks."""
+
+    def smoke(self) -> Self:
+        """A few windows."""
+        return self.replaced(limit=min(self.limit or 4, 4))
 
 
 class EvaluatePerplexity(Stage):

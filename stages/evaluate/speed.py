@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -37,6 +37,10 @@ class SpeedParams(Parameters):
     """Type both models compute in."""
     trust_remote_code: bool = False
     """Run the code that comes in the models' directories, for an architecture that `transformers` lacks."""
+
+    def smoke(self) -> Self:
+        """Two short prompts, once."""
+        return self.replaced(context_lengths=(16, 64), decode_tokens=4, repetitions=1)
 
 
 class EvaluateSpeed(Stage):

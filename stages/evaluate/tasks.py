@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -43,6 +43,10 @@ class TasksParams(Parameters):
         if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
             raise ValueError(f"named more than once: {', '.join(repeated)}")
         return tasks
+
+    def smoke(self) -> Self:
+        """Two documents of each task."""
+        return self.replaced(limit=2)
 
 
 class EvaluateTasks(Stage):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -35,6 +35,10 @@ class RoundToNearestParams(Parameters):
     """Windows of the `heldout` input to measure on, at most."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Windows in a forward pass of the measurement."""
+
+    def smoke(self) -> Self:
+        """Groups that fit narrow layers, and a few windows."""
+        return self.replaced(group_size=min(self.group_size, 16), heldout_windows=min(self.heldout_windows, 4))
 
 
 class QuantizeRoundToNearest(Stage):

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, DatasetCard
 from stages.errors import UserError
+from stages.source.generated import GENERATED_TEXT, generated_text, is_generated
 from stages.source.licence import card_licence, reference_licence
 from stages.source.locate import HubReference, hub_reference, listing, locate
 from stages.stage import EXECUTION, Context, Output, Parameters, Source, Stage
@@ -28,7 +29,8 @@ class SourceDatasetParams(Parameters):
 
     dataset: Annotated[str, EXECUTION]
     """`package:NAME/path/in/it` (a file shipped in an installed package), `hub:ORG/NAME@REVISION` (a commit or a tag),
-    or a local file, directory or glob (.jsonl, .json, .parquet, .csv, .txt). Files count by their content."""
+    a local file, directory or glob (.jsonl, .json, .parquet, .csv, .txt), which count by their content, or
+    `generated:text`, documents to try a pipeline with."""
     text_field: str = "text"
     """Field or column that holds the text. A .txt file is one document."""
     config: str | None = None
@@ -39,6 +41,10 @@ class SourceDatasetParams(Parameters):
     """Documents to keep at most, from the front."""
     deduplicate: bool = True
     """Whether to drop documents that repeat an earlier one exactly."""
+
+    def smoke(self) -> Self:
+        """Generated documents."""
+        return self.replaced(dataset=GENERATED_TEXT, config=None, split=None)
 
 
 @dataclass
@@ -66,17 +72,17 @@ class SourceDataset(Stage):
     def sources(self) -> Mapping[str, Source]:
         """Every file that will be read, or the hub reference as written."""
         origin = self._origin()
-        if isinstance(origin, HubReference):
+        if not isinstance(origin, list):
             return {"dataset": str(origin)}
         return {f"file-{number:05d}": file for number, file in enumerate(origin)}
 
     def preflight(self) -> None:
         """Check that the files are there, and that hub parameters come with a hub dataset."""
-        if isinstance(self._origin(), list):
+        if not isinstance(self._origin(), HubReference):
             for name in ("config", "split"):
                 if getattr(self.params, name) is not None:
                     raise UserError(
-                        f"{name}: {getattr(self.params, name)!r} is for hub datasets, {self.params.dataset!r} is files",
+                        f"{name}: {getattr(self.params, name)!r} is for hub datasets, {self.params.dataset!r} is none",
                         fix=f"remove {name}, and name the files to read in dataset",
                     )
 
@@ -119,6 +125,9 @@ class SourceDataset(Stage):
         from stages.source.documents import read_file, read_hub
 
         origin = self._origin()
+        if isinstance(origin, str):
+            yield from generated_text()
+            return
         if isinstance(origin, HubReference):
             yield from read_hub(origin, self.params.config, self.params.split or "train", self.params.text_field)
             return
@@ -140,8 +149,10 @@ class SourceDataset(Stage):
         ).write(context.output("dataset"))
         context.metrics(documents=counts.kept, bytes=counts.num_bytes, duplicates=counts.duplicates, empty=counts.empty)
 
-    def _origin(self) -> HubReference | list[Path]:
+    def _origin(self) -> HubReference | list[Path] | str:
         text = self.params.dataset
+        if is_generated(text, GENERATED_TEXT):
+            return text
         return hub_reference(text) if text.startswith("hub:") else dataset_files(text)
 
     def _licence(self) -> str:
@@ -150,10 +161,12 @@ class SourceDataset(Stage):
         origin = self._origin()
         if isinstance(origin, HubReference):
             return hub_licence(origin)
+        if isinstance(origin, str):
+            return "CC0-1.0"
         return card_licence(origin[0].parent) or reference_licence(self.params.dataset)
 
     def _source_name(self) -> str:
-        pinned = self.params.dataset.startswith(("hub:", "package:"))
+        pinned = self.params.dataset.startswith(("hub:", "package:", "generated:"))
         return self.params.dataset if pinned else Path(self.params.dataset).name
 
 

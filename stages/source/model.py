@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from stages.artifacts import Model, Report, write_report
 from stages.errors import UserError
+from stages.source.generated import GENERATED_MODEL, is_generated
 from stages.source.locate import PICKLED, HubReference, hub_reference, listing, locate
 from stages.stage import EXECUTION, Context, Output, Parameters, Source, Stage
 
@@ -18,11 +19,16 @@ class SourceModelParams(Parameters):
 
     model: Annotated[str, EXECUTION]
     """`package:NAME` or `package:NAME/sub/path` (a model shipped in an installed package), `hub:ORG/NAME@REVISION`
-    (a commit or a tag), or a local directory or .gguf file. A file counts by its content, wherever it lies."""
+    (a commit or a tag), a local directory or .gguf file, which counts by its content wherever it lies, or
+    `generated:llama`, a random model of two narrow layers to try a pipeline with."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type to store floating weights in. A checkpoint that is quantised already keeps its own."""
     trust_remote_code: bool = False
     """Accept a model whose architecture is code in its own directory. The code is copied here, not run."""
+
+    def smoke(self) -> Self:
+        """A generated model of two layers."""
+        return self.replaced(model=GENERATED_MODEL)
 
 
 class SourceModel(Stage):
@@ -40,7 +46,7 @@ class SourceModel(Stage):
     def sources(self) -> Mapping[str, Source]:
         """The model's file or directory, or the hub reference as written."""
         origin = self._origin()
-        return {"model": str(origin) if isinstance(origin, HubReference) else origin}
+        return {"model": origin if isinstance(origin, Path) else str(origin)}
 
     def preflight(self) -> None:
         """Check that the source is there, holds weights that are not pickled, and that a GGUF can be read."""
@@ -56,7 +62,7 @@ class SourceModel(Stage):
         from stages.source.licence import model_licence
 
         origin, out = self._origin(), context.output("model")
-        folder = self._fetch(origin)
+        folder = self._fetch(origin, context.scratch)
         if folder.suffix == ".gguf":
             counts = convert_gguf(folder, out, self.params.dtype)
         else:
@@ -73,21 +79,27 @@ class SourceModel(Stage):
         details = {"source": self._source_name(origin), "licence": licence, "dtype": self.params.dtype}
         write_report(context.output("report"), "Source model", metrics, details)
 
-    def _origin(self) -> Path | HubReference:
+    def _origin(self) -> Path | HubReference | str:
+        if is_generated(self.params.model, GENERATED_MODEL):
+            return GENERATED_MODEL
         if self.params.model.startswith("hub:"):
             return hub_reference(self.params.model)
         return model_path(locate(self.params.model))
 
-    def _fetch(self, origin: Path | HubReference) -> Path:
+    def _fetch(self, origin: Path | HubReference | str, scratch: Path) -> Path:
         if isinstance(origin, Path):
             return origin
+        if isinstance(origin, str):
+            from stages.source.generated import generated_model
+
+            return generated_model(scratch / "generated")
         from stages.source.hub import download_model
 
         return model_path(download_model(origin, with_code=self.params.trust_remote_code))
 
-    def _source_name(self, origin: Path | HubReference) -> str:
+    def _source_name(self, origin: Path | HubReference | str) -> str:
         """How the report names the source: as pinned, or by file name, since a local path is not part of the result."""
-        pinned = self.params.model.startswith(("hub:", "package:"))
+        pinned = self.params.model.startswith(("hub:", "package:", "generated:"))
         return self.params.model if pinned else Path(str(origin)).name
 
 

@@ -7,7 +7,7 @@ This module is imported to plan, so it imports no torch.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -53,3 +53,15 @@ class TrainingParameters(Parameters):
     """Minutes between checkpoints to resume from; 0 saves one after every step."""
     evaluate_every: Annotated[int, Field(ge=0), EXECUTION] = 0
     """Steps between evaluations on held-out data while training; 0 evaluates at the end only."""
+
+    def smoke(self) -> Self:
+        """A few steps on a few sequences."""
+        return self.replaced(tokens=min(self.tokens, 512), batch_sequences=min(self.batch_sequences, 4))
+
+    def smaller(self, workers: int) -> Self | None:
+        """Half the micro-batch, down to one sequence; then activations recomputed; then more shared out by ZeRO."""
+        if self.micro_batch > 1:
+            return self.replaced(micro_batch=self.micro_batch // 2)
+        if not self.activation_checkpointing:
+            return self.replaced(activation_checkpointing=True)
+        return self.replaced(zero_stage=self.zero_stage + 1) if workers > 1 and self.zero_stage < 3 else None
