@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import Context, Input, Output, Stage
+from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TrainingParameters
 
@@ -66,8 +67,8 @@ class DistillLogits(Stage):
         "kl_to_parent_p99",
         "perplexity_ratio",
         "top1_agreement",
-        "teacher_perplexity",
-        "student_perplexity",
+        "parent_perplexity",
+        "child_perplexity",
         "tokens_per_second",
         "peak_memory_gib",
     )
@@ -85,11 +86,11 @@ class DistillLogits(Stage):
         if student is None:
             _check_depth(teacher)
         else:
-            _check_student(teacher, student)
+            check_one_vocabulary(teacher, student)
         for role, model in (("teacher", teacher), ("student", student)):
             for name in ("data", "heldout"):
                 if model is not None and inputs.get(name) is not None:
-                    _check_data(role, model, name, inputs[name])
+                    check_data(role, model, name, inputs[name])
 
     def run(self, context: Context) -> None:
         """Train, save the student, measure it and report."""
@@ -103,45 +104,10 @@ class DistillLogits(Stage):
         write_report(context.output("report"), "Logit distillation", result.figures, details)
 
 
-def _check_data(role: str, model: Model, name: str, data: Dataset) -> None:
-    if data.card.sequence_length < 2:
-        raise UserError(
-            f"{name} has windows of {data.card.sequence_length} tokens, distillation needs at least 2",
-            fix="pack the data into windows of one length with `data.prepare`",
-        )
-    expected, found = model.tokenizer_fingerprint, data.card.tokenizer
-    if expected and found != expected:
-        raise UserError(
-            f"{name} was made by tokenizer {found or '(unknown)'}, the {role} has tokenizer {expected}",
-            fix=f"prepare {name} with the tokenizer of the {role}: give that model to its `data.prepare`",
-        )
-    context_length = model.config.get("max_position_embeddings")
-    if context_length is not None and data.card.sequence_length > context_length:
-        raise UserError(
-            f"{name} has windows of {data.card.sequence_length} tokens, the {role} reads at most {context_length}",
-            fix=f"prepare {name} with `sequence_length: {context_length}` or less",
-        )
-
-
 def _check_depth(teacher: Model) -> None:
     num_layers = teacher.config.get("num_hidden_layers")
     if not isinstance(num_layers, int) or num_layers < 2:
         raise UserError(
             f"the teacher's config.json says num_hidden_layers {num_layers}, pruning by depth needs at least 2",
             fix="give a student as input `student`",
-        )
-
-
-def _check_student(teacher: Model, student: Model) -> None:
-    sizes = [model.config.get("vocab_size") for model in (teacher, student)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the teacher has a vocabulary of {sizes[0]} tokens, the student of {sizes[1]}",
-            fix="logits can be compared over one vocabulary only: take a student of the teacher's family",
-        )
-    prints = [model.tokenizer_fingerprint for model in (teacher, student)]
-    if all(prints) and prints[0] != prints[1]:
-        raise UserError(
-            f"the teacher has tokenizer {prints[0]}, the student {prints[1]}",
-            fix="logits can be compared under one tokenizer only: take a student of the teacher's family",
         )

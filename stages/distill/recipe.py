@@ -94,14 +94,14 @@ class Distillation(Recipe):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Distance to the teacher on the held-out windows."""
         measured = self._measure(model)
-        return {} if measured is None else {f"heldout_{name}": value for name, value in _figures(measured).items()}
+        return {} if measured is None else {f"heldout_{name}": value for name, value in measured.metrics().items()}
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the student with its tokenizer and measure it on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"a student is a PreTrainedModel, got {type(model).__name__}"
         save_model(model, self.out, tokenizer_from=(self.student or self.teacher).path)
         measured = self._measure(model)
-        return {} if measured is None else _figures(measured)
+        return {} if measured is None else measured.metrics()
 
     def _measure(self, model: nn.Module) -> Distance | None:
         if self.live.heldout is None:
@@ -132,14 +132,3 @@ class _Live:
 def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
     """Logits [B * (T - 1), V] for every next token of `ids_BT`."""
     return model(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
-
-
-def _figures(measured: Distance) -> dict[str, float]:
-    return {
-        "kl_to_parent": measured.kl,
-        "kl_to_parent_p99": measured.kl_p99,
-        "perplexity_ratio": measured.perplexity_ratio,
-        "top1_agreement": measured.top1_agreement,
-        "teacher_perplexity": measured.parent_perplexity,
-        "student_perplexity": measured.child_perplexity,
-    }

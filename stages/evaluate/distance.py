@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,16 @@ class Distance:
     """Child's perplexity over the parent's."""
     num_tokens: int
 
-    def as_dict(self) -> dict[str, float]:
-        """The figures by name, for a report."""
-        return asdict(self)
+    def metrics(self) -> dict[str, float]:
+        """The figures by the names that every stage reports and gates use."""
+        return {
+            "kl_to_parent": self.kl,
+            "kl_to_parent_p99": self.kl_p99,
+            "top1_agreement": self.top1_agreement,
+            "perplexity_ratio": self.perplexity_ratio,
+            "parent_perplexity": self.parent_perplexity,
+            "child_perplexity": self.child_perplexity,
+        }
 
 
 @dataclass(frozen=True)

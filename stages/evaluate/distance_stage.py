@@ -97,16 +97,7 @@ class EvaluateDistance(Stage):
 def _metrics(found: Comparison) -> dict[str, float]:
     measured = found.distance
     layers = {"min_layer_cosine": min(found.layer_cosine[1:])} if found.layer_cosine else {}
-    return {
-        "kl_to_parent": measured.kl,
-        "kl_to_parent_p99": measured.kl_p99,
-        "top1_agreement": measured.top1_agreement,
-        "perplexity_ratio": measured.perplexity_ratio,
-        "parent_perplexity": measured.parent_perplexity,
-        "child_perplexity": measured.child_perplexity,
-        "num_tokens": measured.num_tokens,
-        **layers,
-    }
+    return {**measured.metrics(), "num_tokens": measured.num_tokens, **layers}
 
 
 def _require_numbers(measured: Distance) -> None:

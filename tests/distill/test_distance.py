@@ -44,7 +44,7 @@ def test_batches_and_chunks_do_not_matter(models: list[PreTrainedModel], monkeyp
     whole = distance(*models, WINDOWS, batch_size=5)
     monkeypatch.setattr(distances, "CHUNK_POSITIONS", 7)
     parts = distance(*models, WINDOWS, batch_size=1)
-    assert parts.as_dict() == pytest.approx(whole.as_dict(), rel=1e-5)
+    assert parts.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
 
 
 def test_progress_ends_at_the_total_and_modes_come_back(models: list[PreTrainedModel]):

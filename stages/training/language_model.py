@@ -1,0 +1,94 @@
+"""The plain task: next-token prediction on packed windows, and the distance to the model it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grafts.loader import load_model, save_model
+from stages.artifacts import Dataset, Model
+from stages.data.windows import TokenWindows
+from stages.evaluate.distance import distance
+from stages.training.cross_entropy import cross_entropy
+from stages.training.recipe import Batch, Loss, Recipe, Worker
+
+
+@dataclass
+class LanguageModelling(Recipe):
+    """Train `model` on `data` by cross-entropy; every token but the first of a window is a target."""
+
+    model: Model
+    data: Dataset
+    heldout: Dataset | None
+    """Measures the distance to `parent` at the end, on its first `heldout_windows` windows."""
+    heldout_windows: int
+    measure_batch: int
+    """Windows in a forward pass of that measurement."""
+    parent: Model
+    cache: Path
+    out: Path
+    _worker: Worker | None = field(default=None, repr=False)
+    _windows: TokenWindows | None = field(default=None, repr=False)
+
+    def prepare(self, worker: Worker) -> None:
+        """Map the data."""
+        self._worker, self._windows = worker, TokenWindows(self.data, self.cache)
+
+    def build(self) -> nn.Module:
+        """The model, in the precision of the training."""
+        return load_model(self.model.path, dtype=self.worker.dtype)
+
+    @property
+    def worker(self) -> Worker:
+        """Where this runs."""
+        assert self._worker is not None, "the loop calls `prepare` first"
+        return self._worker
+
+    @property
+    def windows(self) -> TokenWindows:
+        """The training data."""
+        assert self._windows is not None, "the loop calls `prepare` first"
+        return self._windows
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of the training data."""
+        return len(self.windows)
+
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens of a window."""
+        return self.windows.sequence_length
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Windows [B, T] of token ids."""
+        ids_BT = self.windows.stack(indices)
+        return Batch({"ids_BT": ids_BT}, num_targets=ids_BT.shape[0] * (ids_BT.shape[1] - 1))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Cross-entropy summed over the T - 1 positions of each window that have a next token."""
+        ids_BT = batch.tensors["ids_BT"]
+        logits_PV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
+        return Loss(cross_entropy(logits_PV, ids_BT[:, 1:].flatten()))
+
+    def finish(self, model: nn.Module) -> dict[str, float]:
+        """Save the model with its tokenizer, and measure it against its parent on the held-out windows."""
+        assert isinstance(model, PreTrainedModel), f"expected a PreTrainedModel, got {type(model).__name__}"
+        save_model(model, self.out, tokenizer_from=self.model.path)
+        if self.heldout is None:
+            return {}
+        parent = load_model(self.parent.path, dtype=self.worker.dtype).to(self.worker.device)
+        return distance(
+            parent, model, self._heldout(self.heldout), batch_size=self.measure_batch, progress=self._progress
+        ).metrics()
+
+    def _heldout(self, heldout: Dataset) -> Tensor:
+        """Token ids [N, T]."""
+        return TokenWindows(heldout, self.cache).tensor(self.heldout_windows)
+
+    def _progress(self, done: float, total: float, unit: str) -> None:
+        self.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})

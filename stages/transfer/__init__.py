@@ -1,0 +1,1 @@
+"""Turning pretrained full-attention models into hybrids, head by head."""

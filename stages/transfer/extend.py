@@ -1,0 +1,98 @@
+"""`transfer.extend`: stage 3 of hybrid transfer, plain next-token training on long windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.stage import EXECUTION, Context, Input, Output, Stage
+from stages.training.checks import check_data, check_one_vocabulary
+from stages.training.preflight import require_training_tools
+from stages.training.schedule import Schedule
+from stages.training.settings import TrainingParameters
+
+
+class ExtendParameters(TrainingParameters):
+    """How to train on long windows. The defaults are HALO's (arXiv 2601.22156), a budget of tokens aside."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate of AdamW."""
+    schedule: Schedule = "constant"
+    """Shape after the warm-up: `constant`, `linear` or `cosine` fall, or `wsd` (constant, then a linear fall)."""
+    micro_batch: Annotated[int, Field(ge=1), EXECUTION] = 1
+    """Sequences in one forward pass of one worker."""
+    activation_checkpointing: Annotated[bool, EXECUTION] = True
+    """Recompute activations in the backward pass: about a third slower, much less memory."""
+    heldout_windows: Annotated[int, Field(ge=1)] = 32
+    """Windows of the held-out data that the model is measured on, from the start."""
+
+    def smoke(self) -> Self:
+        """A few steps, measured on a few windows."""
+        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
+
+
+class TransferExtend(Stage):
+    """Train a converted model on long windows by cross-entropy, so that its linear heads learn to remember from afar.
+
+    Stage 3 of HydraHead's transfer (arXiv 2606.20097): windows of 16384 tokens, a billion of them in the paper; the
+    window is that of `data`. With `heldout` the report tells the distance to `teacher`, or without one to `model`.
+    """
+
+    Params = ExtendParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "data": Input(Dataset, schema="tokens"),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+        "teacher": Input(Model, optional=True),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    distributed = True
+    isolated = True
+    metrics = (
+        "loss",
+        "kl_to_parent",
+        "kl_to_parent_p99",
+        "perplexity_ratio",
+        "top1_agreement",
+        "parent_perplexity",
+        "child_perplexity",
+        "tokens_per_second",
+        "peak_memory_gib",
+    )
+    paper = "2606.20097"
+    params: ExtendParameters
+
+    def preflight(self) -> None:
+        """The packages that training imports are there."""
+        require_training_tools()
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """One tokenizer everywhere, windows that fit the model."""
+        if inputs.get("teacher") is not None:
+            check_one_vocabulary(inputs["teacher"], inputs["model"])
+        for name in ("data", "heldout"):
+            if inputs.get(name) is not None:
+                check_data("model", inputs["model"], name, inputs[name])
+
+    def run(self, context: Context) -> None:
+        """Train, save, measure and report."""
+        from stages.training.language_model import LanguageModelling
+        from stages.training.launch import run_training
+
+        recipe = LanguageModelling(
+            model=context.model("model"),
+            data=context.dataset("data"),
+            heldout=context.inputs.get("heldout"),
+            heldout_windows=self.params.heldout_windows,
+            measure_batch=self.params.micro_batch,
+            parent=context.inputs.get("teacher") or context.model("model"),
+            cache=context.scratch / "windows",
+            out=context.output("model"),
+        )
+        result = run_training(recipe, self.params, context)
+        context.metrics(**result.figures, **result.cost)
+        details = {"parameters": self.params.identity(), "seed": context.seed}
+        write_report(context.output("report"), "Training on long windows", result.figures, details)
