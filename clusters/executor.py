@@ -2,7 +2,8 @@
 
 Two implementations: `InlineExecutor` here, in this process, for debugging and tests; `RayExecutor` in
 `clusters.ray_executor`. The work is a function `(payload, emit) -> result` of plain picklable values; `emit` may be
-called at any time with an event, which reaches `on_event` in the process that waits.
+called at any time with an event, which reaches `on_event` in the process that waits; `emit.stopping()` tells the work
+whether it has been asked to save what it has and stop.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ from types import FrameType
 from typing import Any, Protocol
 
 Event = dict[str, Any]
-Emit = Callable[[Event], None]
-Work = Callable[[Any, Emit], Any]
 OnEvent = Callable[[str, Event], None]
+
+
+class Emit(Protocol):
+    """What work holds of the run it belongs to."""
+
+    def __call__(self, event: Event) -> None:
+        """Send an event."""
+
+    def stopping(self) -> bool:
+        """Whether the run asks its work to stop at the next good moment."""
+
+
+Work = Callable[[Any, Emit], Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class Finished:
     result: Any = None
     failure: str | None = None
     """Set when the process or the clock ended the work: it was lost, ran out of memory, or out of time."""
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,10 @@ class Capacity:
     node_memory_bytes: float
     total_cpus: float
     total_gpus: float
+
+
+class ClusterLostError(Exception):
+    """The cluster itself is gone, and all work on it; the message says what died."""
 
 
 class Executor(Protocol):
@@ -69,8 +86,14 @@ class Executor(Protocol):
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
         """Block until some work is finished, delivering events meanwhile; [] when the time is over first."""
 
+    def ask_to_stop(self) -> bool:
+        """Ask all work to save what it has and stop; `wait` tells when each has. False when none can be asked."""
+
     def close(self) -> None:
         """Stop whatever still runs and free everything."""
+
+    def leftovers(self) -> list[str]:
+        """After `close`: what of this run is still there although it should not be, each in a few words."""
 
 
 class OutOfTime(BaseException):
@@ -102,13 +125,36 @@ class InlineExecutor:
         name, payload, request = self.queue.popleft()
         try:
             with _alarm(request.timeout_seconds):
-                return [Finished(name, self.work(payload, lambda event: self.on_event(name, event)))]
+                return [Finished(name, self.work(payload, InlineEmit(name, self.on_event)))]
         except OutOfTime:
             return [Finished(name, failure=out_of_time(request.timeout_seconds))]
+
+    def ask_to_stop(self) -> bool:
+        """No: what interrupts this process has interrupted the work."""
+        return False
 
     def close(self) -> None:
         """Forget what has not begun."""
         self.queue.clear()
+
+    def leftovers(self) -> list[str]:
+        """Nothing: there is only this process."""
+        return []
+
+
+class InlineEmit:
+    """The `emit` of work in this process."""
+
+    def __init__(self, name: str, on_event: OnEvent) -> None:
+        self.name, self.on_event = name, on_event
+
+    def __call__(self, event: Event) -> None:
+        """Hand the event on."""
+        self.on_event(self.name, event)
+
+    def stopping(self) -> bool:
+        """Never: what interrupts this process interrupts the work."""
+        return False
 
 
 def out_of_time(seconds: float | None) -> str:

@@ -40,6 +40,8 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
     Raises ValueError when the indices are not ascending layers of the model, or its layers cannot be told apart.
     """
     num_layers = model.config.num_hidden_layers
+    if getattr(model.config, "grafts", ()):
+        raise ValueError("the model is grafted, its grafts name its layers: prune by depth first, then graft")
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
         raise ValueError(f"cannot keep layers {list(layers)} of a model with layers 0 to {num_layers - 1}")
     with no_init_weights():

@@ -105,7 +105,10 @@ def save_model(
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        model.save_pretrained(directory, state_dict=state_dict, max_shard_size="5GB")
+        # Fused experts that are split up again are not found beside packed tensors (transformers 5.23): tensors given
+        # here keep the names that the model has.
+        original = state_dict is None
+        model.save_pretrained(directory, state_dict=state_dict, max_shard_size="5GB", save_original_format=original)
     strip_config(directory / "config.json")
     for shard in directory.glob("*.safetensors"):
         shard.chmod(0o644)  # safetensors writes 0600, which a shared store cannot serve

@@ -6,8 +6,8 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,12 +29,22 @@ PACKAGES: Final = (
 @cache
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on, and Python's."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    installed = _installed()
+    known = {package: installed[package] for package in PACKAGES if package in installed}
+    return {"python": platform.python_version(), **known}
+
+
+def _installed() -> dict[str, str]:
+    """Version of every installed package, by its normalised name.
+
+    The names of the directories say it; `importlib.metadata` would parse a mail header a package, in every run.
+    """
+    found: dict[str, str] = {}
+    for place in filter(os.path.isdir, sys.path):
+        for name in os.listdir(place):  # noqa: PTH208  (a tenth of the cost of iterdir for thousands of entries)
+            if name.endswith(".dist-info"):
+                package, _, version = name.removesuffix(".dist-info").partition("-")
+                found.setdefault(package.lower().replace("_", "-"), version)
     return found
 
 

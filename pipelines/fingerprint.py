@@ -12,23 +12,38 @@ Installed libraries are evidence, not identity: their versions are recorded with
 from __future__ import annotations
 
 import ast
-import hashlib
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from pipelines.modules import WHOLE, Definition, Module, ModuleCache, Named
+
 PROJECT: Final = frozenset({"stages", "grafts", "clusters", "pipelines"})
-WHOLE: Final = "*"
 EFFECTS: Final = "(module)"
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _LIBRARIES: Final = tuple(str(Path(path).resolve()) for path in sys.path if path.endswith(("-packages", "lib-dynload")))
 _STANDARD: Final = str(Path(ast.__file__).resolve().parent)
 
-Definition = tuple[str, str]
-"""A module and a name in it."""
+
+class _Sources:
+    """The modules read so far in this process, and what is remembered of them between processes."""
+
+    def __init__(self) -> None:
+        self.remembered = ModuleCache()
+        self.read: dict[tuple[str, bool], Module | None] = {}
+
+    def module(self, name: str, own: bool) -> Module | None:
+        """The module, or None where it is not the project's own."""
+        if (name, own) not in self.read:
+            file = _find(name, own)
+            self.read[name, own] = self.remembered.read(name, file) if file else None
+        return self.read[name, own]
+
+
+_sources = _Sources()
 
 
 def fingerprint(target: str) -> dict[str, str]:
@@ -39,28 +54,30 @@ def fingerprint(target: str) -> dict[str, str]:
     return dict(sorted(walk.digests.items()))
 
 
+def remember_in(file: Path) -> None:
+    """Use, and with `save` fill, the cache of parsed sources in `file`."""
+    if _sources.remembered.file != file:
+        _sources.remembered = ModuleCache(file)
+
+
+def save() -> None:
+    """Write what was learnt of the sources since `remember_in`."""
+    _sources.remembered.save()
+
+
 def forget() -> None:
-    """Forget the modules read so far, so that edits since then are seen."""
-    _read.cache_clear()
+    """Forget the modules read so far in this process, so that edits since then are seen."""
+    _sources.read.clear()
     _find.cache_clear()
+    _locate.cache_clear()
 
 
-@dataclass
-class _Module:
-    """One parsed module: what each top-level name is defined by, imported names, and the statements that just run."""
-
-    name: str
-    is_package: bool
-    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
-    effects: list[ast.stmt] = field(default_factory=list)
-    imports: dict[str, Definition] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-
-    def digest(self, name: str, statements: list[ast.stmt]) -> str:
-        if name not in self.digests:
-            text = "\n".join(ast.dump(statement) for statement in statements)
-            self.digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.digests[name]
+def source_file(definition: str) -> str:
+    """The file of `module:name` as people name it: `stages/quantize/rtn.py`."""
+    name = definition.partition(":")[0]
+    file = _find(name, True)
+    is_package = file is not None and file.name == "__init__.py"
+    return name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
 
 
 class _Walk:
@@ -68,18 +85,18 @@ class _Walk:
 
     def __init__(self, own: frozenset[str]) -> None:
         self.own = own
-        self.seen: set[Definition] = set()
+        self.seen: set[Named] = set()
         self.digests: dict[str, str] = {}
 
     def reach(self, module_name: str, name: str) -> None:
-        pending: list[Definition] = [(module_name, name)]
+        pending: list[Named] = [(module_name, name)]
         while pending:
             definition = pending.pop()
             if definition not in self.seen:
                 self.seen.add(definition)
                 pending.extend(self._visit(*definition))
 
-    def _visit(self, module_name: str, name: str) -> Iterator[Definition]:
+    def _visit(self, module_name: str, name: str) -> Iterator[Named]:
         module = self._module(module_name)
         if module is None:
             return
@@ -91,32 +108,23 @@ class _Walk:
         if name == WHOLE:
             yield from ((module_name, inner) for inner in (*module.definitions, *module.imports))
             return
-        statements = module.effects if name == EFFECTS else module.definitions.get(name, [])
-        if statements:
-            self.digests[f"{module_name}:{name}"] = module.digest(name, statements)
-            yield from self._mentioned(module, statements)
+        definition = module.effects if name == EFFECTS else module.definitions.get(name)
+        if definition:
+            self.digests[f"{module_name}:{name}"] = definition.digest
+            yield from self._mentioned(module_name, definition)
         elif name in module.imports:
             yield from self._imported(*module.imports[name])
         elif name != EFFECTS and self._module(f"{module_name}.{name}"):
             yield f"{module_name}.{name}", WHOLE
 
-    def _mentioned(self, module: _Module, statements: list[ast.stmt]) -> Iterator[Definition]:
-        """The definitions that names and dotted names in `statements` refer to."""
-        local: dict[str, Definition] = {}
-        for statement in statements:
-            for node in ast.walk(statement):
-                if isinstance(node, (ast.Import, ast.ImportFrom)):
-                    local.update(_imports(node, module))
-                    yield from ((name, EFFECTS) for name in _modules_run(node, module))
-        names = {**module.imports, **local}
-        for chain in _chains(statements):
-            head = chain[0]
-            if head in names:
-                yield from self._imported(*names[head], chain[1:])
-            elif head in module.definitions:
-                yield module.name, head
+    def _mentioned(self, module_name: str, definition: Definition) -> Iterator[Named]:
+        """The definitions that names and dotted names in `definition` refer to."""
+        yield from ((name, EFFECTS) for name in definition.runs)
+        yield from ((module_name, name) for name in definition.local)
+        for module, name, rest in definition.imported:
+            yield from self._imported(module, name, rest)
 
-    def _imported(self, module_name: str, name: str, rest: tuple[str, ...] = ()) -> Iterator[Definition]:
+    def _imported(self, module_name: str, name: str, rest: tuple[str, ...] = ()) -> Iterator[Named]:
         """What `from module_name import name` followed by the attributes `rest` refers to."""
         while name == WHOLE and rest and self._module(f"{module_name}.{rest[0]}"):
             module_name, rest = f"{module_name}.{rest[0]}", rest[1:]
@@ -127,135 +135,34 @@ class _Walk:
         else:
             yield module_name, name
 
-    def _module(self, name: str) -> _Module | None:
-        file = _find(name, name.partition(".")[0] in self.own)
-        return _read(name, file) if file else None
+    def _module(self, name: str) -> Module | None:
+        return _sources.module(name, name.partition(".")[0] in self.own)
 
 
 @cache
 def _find(name: str, own: bool) -> Path | None:
     """The source file of a module that counts as the project's own, without importing anything."""
-    parts = name.split(".")
-    for entry in (str(_ROOT), *sys.path):
-        base = Path(entry or ".").joinpath(*parts)
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file():
-                return file if own or not _is_library(file) else None
-    return None
+    found = _locate(name)[0]
+    file = Path(found) if found else None
+    return file if file and (own or not _is_library(file)) else None
+
+
+@cache
+def _locate(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The file of a module, and the directories in which its submodules would be."""
+    parent, _, last = name.rpartition(".")
+    spaces = []
+    for entry in _locate(parent)[1] if parent else (str(_ROOT), *sys.path):
+        base = f"{entry or '.'}/{last}"
+        if os.path.isfile(f"{base}/__init__.py"):  # noqa: PTH113  (asked some thousand times a plan)
+            return f"{base}/__init__.py", (base,)
+        if os.path.isfile(f"{base}.py"):  # noqa: PTH113
+            return f"{base}.py", ()
+        if os.path.isdir(base):  # noqa: PTH112
+            spaces.append(base)
+    return None, tuple(spaces)
 
 
 def _is_library(file: Path) -> bool:
     text = str(file.resolve())
     return text.startswith((*_LIBRARIES, _STANDARD)) or "site-packages" in text
-
-
-@cache
-def _read(name: str, file: Path) -> _Module:
-    module = _Module(name, is_package=file.name == "__init__.py")
-    tree = _Normalise().visit(ast.parse(file.read_bytes(), filename=str(file)))
-    for statement in tree.body:
-        _file_statement(statement, module)
-    return module
-
-
-def _file_statement(statement: ast.stmt, module: _Module) -> None:
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        module.definitions.setdefault(statement.name, []).append(statement)
-    elif isinstance(statement, (ast.Import, ast.ImportFrom)):
-        module.imports.update(_imports(statement, module))
-        if not (isinstance(statement, ast.ImportFrom) and statement.module == "__future__"):
-            module.effects.extend(_bare(statement))
-    elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-        for name in names:
-            module.definitions.setdefault(name, []).append(statement)
-    elif not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test)):
-        module.effects.append(statement)
-
-
-def _bare(statement: ast.Import | ast.ImportFrom) -> list[ast.stmt]:
-    """An import for its effect alone (`import grafts  # noqa`) is something the module does."""
-    return [statement] if isinstance(statement, ast.Import) else []
-
-
-def _imports(node: ast.Import | ast.ImportFrom, module: _Module) -> dict[str, Definition]:
-    """Local name → definition, for one import statement."""
-    if isinstance(node, ast.Import):
-        return {
-            alias.asname or alias.name.partition(".")[0]: (
-                (alias.name, WHOLE) if alias.asname else (alias.name.partition(".")[0], WHOLE)
-            )
-            for alias in node.names
-        }
-    source = _absolute(node, module)
-    return {alias.asname or alias.name: (source, WHOLE if alias.name == "*" else alias.name) for alias in node.names}
-
-
-def _modules_run(node: ast.Import | ast.ImportFrom, module: _Module) -> list[str]:
-    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [_absolute(node, module)]
-
-
-def _absolute(node: ast.ImportFrom, module: _Module) -> str:
-    if not node.level:
-        return node.module or ""
-    package = module.name.split(".")
-    keep = len(package) - node.level + (1 if module.is_package else 0)
-    return ".".join([*package[:keep], *([node.module] if node.module else [])])
-
-
-def _chains(statements: list[ast.stmt]) -> set[tuple[str, ...]]:
-    """Every name used, with the attributes taken from it: `torch.nn.Linear` is ("torch", "nn", "Linear")."""
-    chains: set[tuple[str, ...]] = set()
-    pending: list[ast.AST] = list(statements)
-    while pending:
-        node = pending.pop()
-        attributes: list[str] = []
-        while isinstance(node, ast.Attribute):
-            attributes.append(node.attr)
-            node = node.value
-        if isinstance(node, ast.Name):
-            chains.add((node.id, *reversed(attributes)))
-        else:
-            pending.extend(ast.iter_child_nodes(node))
-    return chains
-
-
-class _Normalise(ast.NodeTransformer):
-    """Removes what cannot change a result: docstrings and other bare strings, and the type hints of functions."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.stmt | None:
-        bare = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if bare else self._inside(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
-        return self._function(node)
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.stmt:
-        return self._function(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.stmt:
-        self._inside(node)
-        node.body = node.body or [ast.Pass()]
-        return node
-
-    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
-        self._inside(node)
-        node.returns = None
-        arguments = node.args
-        for argument in (
-            *arguments.posonlyargs,
-            *arguments.args,
-            *arguments.kwonlyargs,
-            arguments.vararg,
-            arguments.kwarg,
-        ):
-            if argument is not None:
-                argument.annotation = None
-        node.body = node.body or [ast.Pass()]
-        return node
-
-    def _inside(self, node: ast.stmt) -> ast.stmt:
-        visited = self.generic_visit(node)
-        assert isinstance(visited, ast.stmt)
-        return visited

@@ -1,11 +1,12 @@
 """The run's own record: `runs/<run>/journal.jsonl`, one JSON event a line, written as things happen.
 
 It is the truth that `status`, `logs` and the mirror in MLflow are made from. Events that change a state are on the disk
-before the run goes on. A run that ended left no file `open` beside its journal; one whose driver died did.
+before the run goes on. While a run goes on, a file `open` beside its journal says whose it is; a dead driver leaves it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.store import Store
+from pipelines.store.holder import Holder
 from stages.errors import UserError
 
 Event = dict[str, Any]
@@ -22,6 +25,8 @@ PASSING: Final = frozenset({"progress"})
 """Events that listeners hear and the journal does not keep."""
 DURABLE: Final = frozenset({"run-started", "stage-started", "stage-finished", "run-finished"})
 """Events that are on the disk before the run goes on (a cache hit is not worth the wait: it can be had again)."""
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+LONGEST_LINE_BYTES: Final = 16 << 20
 
 
 def new_run_name(pipeline: str) -> str:
@@ -30,30 +35,50 @@ def new_run_name(pipeline: str) -> str:
 
 
 class JournalWriter:
-    """Appends events to a journal and passes each on to the listeners."""
+    """Appends events to a journal and passes each on to the listeners.
+
+    Every line is written whole or not at all, also on a disk that is full, so that a journal can always be read.
+    """
 
     def __init__(self, directory: Path, listeners: Iterable[Listener] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.mark = directory / "open"
-        self.mark.touch()
-        self.file = (directory / "journal.jsonl").open("ab")
+        self.path = directory / "journal.jsonl"
+        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.length = _cut_torn_line(self.path)
         self.listeners = list(listeners)
+        self.ended = False
+        self.mark.write_text(Holder.here(directory.name).to_json(), encoding="utf-8")
 
     def write(self, event: Event) -> None:
-        """Record `event` with the time, and tell the listeners."""
+        """Record `event` with the time, and tell the listeners. Raises UserError when the disk is full."""
         event = {"time": round(time.time(), 3), **event}
         if event["event"] not in PASSING:
-            self.file.write(json.dumps(event, default=str).encode() + b"\n")
-            self.file.flush()
-            if event["event"] in DURABLE and event.get("state") != "cached":
-                os.fsync(self.file.fileno())
+            self._append(json.dumps(event, default=str).encode() + b"\n")
+            if event["event"] in DURABLE and event.get("state") not in ("cached", "kept"):
+                os.fsync(self.file)
+            self.ended = event["event"] == "run-finished"
         for listener in self.listeners:
             listener(event)
 
     def close(self) -> None:
-        """Close the file of a run that ended."""
-        self.file.close()
-        self.mark.unlink(missing_ok=True)
+        """Close the file. The mark of a run whose end could not be written stays: the next run writes it."""
+        os.close(self.file)
+        if self.ended:
+            self.mark.unlink(missing_ok=True)
+
+    def _append(self, line: bytes) -> None:
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self.file, line[written:])
+        except OSError as error:
+            os.truncate(self.path, self.length)
+            if error.errno not in DISK_FULL:
+                raise
+            fix = "free some space and start the run again: what is finished is kept"
+            raise UserError(f"the disk is full: no room for the journal {self.path}", fix=fix) from None
+        self.length += len(line)
 
 
 class Journal:
@@ -104,12 +129,31 @@ def list_runs(store: Path) -> list[str]:
     return [path.parent.name for path in sorted(journals, key=lambda path: (_started(path), path.parent.name))]
 
 
-def close_dead_runs(store: Path) -> None:
-    """Write the end of runs whose driver died. Call it only while holding the store: no run is alive then."""
-    for mark in (store / "runs").glob("*/open"):
-        writer = JournalWriter(mark.parent)
-        writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0})
-        writer.close()
+def close_dead_runs(store: Store) -> list[str]:
+    """Write the end of runs whose driver died: it is gone, or has been silent for long. Returns their names."""
+    closed = []
+    for mark in (store.root / "runs").glob("*/open"):
+        reason = store.death_of(mark.parent.name)
+        if reason and store.may_close(mark.parent.name):
+            writer = JournalWriter(mark.parent)
+            writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
+            writer.close()
+            closed.append(mark.parent.name)
+    return closed
+
+
+def _cut_torn_line(path: Path) -> int:
+    """Take away the beginning of a line that a crash left at the end; returns the length in bytes."""
+    with path.open("rb+") as file:
+        content_end = file.seek(0, os.SEEK_END)
+        if not content_end:
+            return 0
+        file.seek(max(0, content_end - LONGEST_LINE_BYTES))
+        block = file.read()
+        torn = len(block) - (block.rfind(b"\n") + 1)
+        if torn:
+            file.truncate(content_end - torn)
+        return content_end - torn
 
 
 def _started(path: Path) -> float:

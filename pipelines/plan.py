@@ -2,20 +2,33 @@
 
 Planning reads manifests and source files; it imports neither torch nor ray nor mlflow. Inputs count by content, so a
 stage below one that has to run is *unknown*: it runs unless what is made above turns out to be what it had before.
+
+A selection narrows a plan. Stages above the chosen ones are taken as they are: cached under today's identity, or
+*kept*, which means that the artifact they had last (in a rerun: in the earlier run) is used although it is stale. All
+other stages are *left* alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
-from pipelines.identity import code_of, differences, identity_of, key_of
+from pipelines import fingerprint
+from pipelines.drift import accepted
+from pipelines.identity import code_of, digest_of_inputs, identity_of, key_of, settled
+from pipelines.reasons import Reason, differences
+from pipelines.selection import EVERYTHING, Chosen, Selection, choose
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.store import Manifest, Store
 from stages.errors import UserError
 
-State = Literal["cached", "run", "unknown"]
+State = Literal["cached", "run", "unknown", "kept", "left"]
+THERE: Final = frozenset({"cached", "kept"})
+"""States of a stage whose artifact is there."""
+Digests = dict[tuple[str, str], str]
+Earlier = Callable[[StageSpec], Manifest | None]
+"""The artifact that a stage had in an earlier run."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +37,19 @@ class Step:
 
     spec: StageSpec
     state: State
-    reasons: tuple[str, ...]
+    why: tuple[Reason, ...]
     identity: Mapping[str, Any] | None = None
     """None while an input is unknown."""
     key: str | None = None
     manifest: Manifest | None = None
-    """The published result, when cached."""
+    """The artifact, when cached or kept."""
+    forced: bool = False
+    """Whether it is made anew though it may be there."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, as people read it."""
+        return tuple(reason.text for reason in self.why)
 
 
 @dataclass
@@ -37,63 +57,74 @@ class Plan:
     """A step for each stage, in running order."""
 
     pipeline: Pipeline
+    chosen: Chosen
     steps: dict[str, Step] = field(default_factory=dict)
 
     @property
     def cached(self) -> bool:
         """Whether there is nothing to run."""
-        return all(step.state == "cached" for step in self.steps.values())
+        return all(step.state not in ("run", "unknown") for step in self.steps.values())
 
     def count(self, state: State) -> int:
         """How many stages are in `state`."""
         return sum(step.state == state for step in self.steps.values())
 
+    def again(self, spec: StageSpec, digests: Digests, store: Store) -> Step:
+        """The step of a stage whose inputs have been made since the plan."""
+        return plan_stage(spec, self.pipeline.name, digests, store, forced=spec.name in self.chosen.forced)
 
-def make_plan(pipeline: Pipeline, store: Store) -> Plan:
-    """The plan. Raises UserError naming every source that is not there."""
-    plan = Plan(pipeline)
-    digests: dict[tuple[str, str], str] = {}
+
+def make_plan(
+    pipeline: Pipeline, store: Store, selection: Selection = EVERYTHING, earlier: Earlier | None = None
+) -> Plan:
+    """The plan. Raises UserError naming every source and every artifact that is not there."""
+    fingerprint.remember_in(store.root / "cache" / "code.json")
+    plan = Plan(pipeline, choose(pipeline, selection))
+    digests: Digests = {}
     problems: list[UserError] = []
     for spec in pipeline.stages.values():
         try:
-            step = plan.steps[spec.name] = plan_stage(spec, pipeline.name, digests, store)
+            step = plan.steps[spec.name] = _step(plan, spec, digests, store, earlier)
         except UserError as error:
             problems.append(error)
             continue
         if step.manifest is not None:
             learn(digests, spec.name, step.manifest)
+    problems.extend(_missing(plan))
     raise_together(problems)
     store.sources.save()
+    fingerprint.save()
     return plan
 
 
-def learn(digests: dict[tuple[str, str], str], stage: str, manifest: Manifest) -> None:
+def learn(digests: Digests, stage: str, manifest: Manifest) -> None:
     """Add the output digests of a stage."""
     digests.update({(stage, name): output.digest for name, output in manifest.outputs.items()})
 
 
-def plan_stage(
-    spec: StageSpec,
-    pipeline: str,
-    digests: dict[tuple[str, str], str],
-    store: Store,
-) -> Step:
+def plan_stage(spec: StageSpec, pipeline: str, digests: Digests, store: Store, *, forced: bool = False) -> Step:
     """The step for one stage, from the output digests known so far."""
     waiting = sorted({r.stage for group in spec.inputs.values() for r in group if (r.stage, r.output) not in digests})
     if waiting:
-        return Step(spec, "unknown", (f"waits for what {_names(waiting)} will make",))
+        return Step(spec, "unknown", _waits(spec, pipeline, digests, store, waiting), forced=forced)
     try:
         identity = identity_of(spec, digests, store)
     except UserError as error:
-        raise UserError(error.message, where=f"stage {spec.name!r}", fix=error.fix) from None
-    key = key_of(identity)
-    manifest = store.find(spec.uses, key)
+        raise UserError(error.message, where=f"{spec.place}: stage {spec.name!r}", fix=error.fix) from None
+    step = Step(spec, "run", (), identity, key_of(identity), forced=forced)
+    assert step.key is not None
+    manifest = store.find(spec.uses, step.key)
+    note: tuple[Reason, ...] = ()
+    if manifest is None and (found := accepted(store, spec.uses, step.key)):
+        manifest, note = found
     if manifest is None:
-        return Step(spec, "run", _why(spec, pipeline, identity, store), identity, key)
+        return replace(step, why=_why(spec, pipeline, identity, store))
     problem = store.damage(manifest)
     if problem:
-        return Step(spec, "run", (f"damaged: {problem}",), identity, key)
-    return Step(spec, "cached", _origin(manifest), identity, key, manifest)
+        return replace(step, why=(Reason("damaged", f"damaged: {problem}"),))
+    if forced:
+        return replace(step, why=(Reason("forced", "made anew, as asked, though it is cached"),))
+    return replace(step, state="cached", why=(*_origin(manifest), *note), manifest=manifest)
 
 
 def raise_together(problems: list[UserError]) -> None:
@@ -104,15 +135,94 @@ def raise_together(problems: list[UserError]) -> None:
         raise UserError("\n\n".join(str(problem) for problem in problems))
 
 
-def _why(spec: StageSpec, pipeline: str, identity: Mapping[str, Any], store: Store) -> tuple[str, ...]:
+def _step(plan: Plan, spec: StageSpec, digests: Digests, store: Store, earlier: Earlier | None) -> Step:
+    role = plan.chosen.role(spec.name)
+    if role == "left":
+        return Step(spec, "left", (Reason("left", "not chosen"),))
+    if role == "above":
+        return _taken(spec, plan.pipeline.name, digests, store, earlier)
+    return plan_stage(spec, plan.pipeline.name, digests, store, forced=spec.name in plan.chosen.forced)
+
+
+def _taken(spec: StageSpec, pipeline: str, digests: Digests, store: Store, earlier: Earlier | None) -> Step:
+    """The step of a stage that is not chosen, but stands above one that is."""
+    try:
+        planned = plan_stage(spec, pipeline, digests, store)
+    except UserError as error:
+        planned = Step(spec, "run", (Reason("source", error.message),))
+    wanted = earlier(spec) if earlier else None
+    if planned.manifest is not None and (wanted is None or wanted.key == planned.manifest.key):
+        return planned
+    old = wanted or store.last(pipeline, spec.slug)
+    if old is not None and not _fits(old, spec):
+        return Step(spec, "left", (Reason("left", f"not chosen, and what it had last was made by {old.method}"),))
+    if old is None or (problem := store.damage(old)):
+        text = "not chosen, and it has no result yet" if old is None else f"not chosen, and damaged: {problem}"
+        return Step(spec, "left", (Reason("left", text),))
+    taken = f"the result of run {old.run} is taken as it is"
+    if planned.manifest is not None:
+        why = (Reason("taken", f"{taken}; run {planned.manifest.run} made another since", old.run),)
+    elif planned.state == "unknown":
+        why = (Reason("taken", f"{taken}, not compared with today's: {planned.why[0].name} has no result", old.run),)
+    else:
+        why = (Reason("taken", f"stale, and {taken}", old.run), *planned.why)
+    return Step(spec, "kept", why, planned.identity, old.key, old)
+
+
+def _fits(old: Manifest, spec: StageSpec) -> bool:
+    """Whether an earlier artifact has what the stage is to make."""
+    return old.method == spec.uses and set(spec.stage.outputs) <= set(old.outputs)
+
+
+def _missing(plan: Plan) -> list[UserError]:
+    """A problem for each artifact that a chosen stage reads and nobody will make."""
+    readers: dict[str, list[str]] = {}
+    for step in plan.steps.values():
+        if step.spec.name in plan.chosen.chosen:
+            for name in _read_by(step.spec):
+                above = plan.steps.get(name)
+                if above is not None and above.state == "left":
+                    readers.setdefault(name, []).append(step.spec.name)
+    return [
+        UserError(
+            f"stage {_names(names)} reads what {name} makes, which is {plan.steps[name].reasons[0]}",
+            where=f"stage {name!r}",
+            fix=f"choose it as well: --only {name}, or --from {name}",
+        )
+        for name, names in readers.items()
+    ]
+
+
+def _read_by(spec: StageSpec) -> set[str]:
+    """Stages whose artifact or figures `spec` uses; those it only waits for are none."""
+    read = {reference.stage for references in spec.inputs.values() for reference in references}
+    return read | {gate.of[0] for gate in spec.expect if gate.of}
+
+
+def _waits(spec: StageSpec, pipeline: str, digests: Digests, store: Store, waiting: list[str]) -> tuple[Reason, ...]:
+    """That it waits, and what has changed apart from that."""
+    reason = Reason("waits", f"waits for what {_names(waiting)} will make", " ".join(waiting))
     last = store.last(pipeline, spec.slug)
     if last is None:
-        return ("new",)
-    return tuple(differences(last, identity, code_of(spec.uses))) or ("its result is gone from the store",)
+        return (reason,)
+    known = {**settled(spec), "inputs": digest_of_inputs(spec, digests)}
+    return (reason, *differences(last, known, code_of(spec.uses), _origins(spec)))
 
 
-def _origin(manifest: Manifest) -> tuple[str, ...]:
-    return (f"from run {manifest.run}",) if manifest.run else ()
+def _why(spec: StageSpec, pipeline: str, identity: Mapping[str, Any], store: Store) -> tuple[Reason, ...]:
+    last = store.last(pipeline, spec.slug)
+    if last is None:
+        return (Reason("new", "new"),)
+    changes = differences(last, identity, code_of(spec.uses), _origins(spec))
+    return tuple(changes) or (Reason("gone", "its result is gone from the store"),)
+
+
+def _origins(spec: StageSpec) -> dict[str, list[str]]:
+    return {name: [str(reference) for reference in references] for name, references in spec.inputs.items()}
+
+
+def _origin(manifest: Manifest) -> tuple[Reason, ...]:
+    return (Reason("made", f"from run {manifest.run}", manifest.run),) if manifest.run else ()
 
 
 def _names(names: list[str]) -> str:

@@ -26,20 +26,20 @@ def preflight(plan: Plan, disk: Path) -> None:
 def check_capacity(plan: Plan, capacity: Capacity, where: str) -> None:
     """Refuse what the cluster can never give. Raises UserError telling every such stage."""
     problems = [
-        UserError(message, where=f"stage {step.spec.name!r}", fix=fix)
+        UserError(message, where=f"{step.spec.place}: stage {step.spec.name!r}", fix=fix)
         for step in plan.steps.values()
-        if step.state != "cached"
-        for message, fix in _beyond(step.spec, capacity, where)
+        if step.state in ("run", "unknown")
+        for message, fix in beyond(step.spec, capacity, where)
     ]
     raise_together(problems)
 
 
 def _stage_problems(plan: Plan) -> Iterable[UserError]:
     for step in plan.steps.values():
-        if step.state == "cached":
+        if step.state not in ("run", "unknown"):
             continue
         spec = step.spec
-        where = f"stage {spec.name!r} ({spec.uses})"
+        where = f"{spec.place}: stage {spec.name!r} ({spec.uses})"
         for module, extra in spec.stage.requires.items():
             if importlib.util.find_spec(module) is None:
                 yield UserError(f"needs the module {module!r}", where=where, fix=f"pip install 'regraft[{extra}]'")
@@ -56,7 +56,8 @@ def _disk_problems(disk: Path) -> Iterable[UserError]:
         yield UserError(f"the disk of the store {disk} is full: {format_bytes(free)} free", fix=fix)
 
 
-def _beyond(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[str, str]]:
+def beyond(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[str, str]]:
+    """What a stage asks for that `where` can never give: message and fix, each."""
     asked = spec.resources
     limits = (
         ("cpus", asked.cpus, capacity.node_cpus, capacity.total_cpus),

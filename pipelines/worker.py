@@ -5,7 +5,6 @@ Everything that goes in and comes out is plain values, so that the same function
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
@@ -13,19 +12,21 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from pipelines.children import children, end_children
 from pipelines.evidence import peak_memory_bytes, reset_peak_memory, versions
+from pipelines.ladder import is_out_of_memory
+from pipelines.stage_log import captured_output, log_tail
 from pipelines.store import Manifest, Store, open_store
+from pipelines.store.lease import Lease, LeaseLostError
 from stages import registry
 from stages.artifacts import Artifact
-from stages.errors import UserError
+from stages.errors import StoppedError, UserError
 from stages.stage import Context, Resources, Stage
-
-TAIL_LINES: Final = 12
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,15 @@ class Task:
     attempt: int
     store: str
     log: str
+    """Name of the log file among those of the run."""
     directory: str
     """The working directory that relative paths in parameters count from."""
     search_path: tuple[str, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    replace: bool = False
+    """Whether to take the place of a result that is there, which is kept aside."""
+    lease: Lease | None = None
+    """The run's right to publish this key."""
 
 
 @dataclass(frozen=True)
@@ -73,42 +79,61 @@ class Outcome:
     tail: str = ""
     """The end of the log, for a failure nobody foresaw."""
     users_fault: bool = False
+    fenced: bool = False
+    """Another run has taken over the key meanwhile."""
+    out_of_memory: bool = False
 
 
 def execute(task: Task, emit: Any) -> Outcome:
     """Run the attempt and publish its result. Never raises for a failure of the stage: the outcome tells."""
     began = time.monotonic()
-    _prepare_process(task)
-    with _captured_output(Path(task.log)):
-        try:
-            manifest = _attempt(task, emit)
-            return Outcome(manifest.to_json(), time.monotonic() - began)
-        except Exception as error:
-            traceback.print_exc()
-            return _failure(error, task, time.monotonic() - began)
+    try:
+        store = open_store(task.store)
+        log = store.run_directory(task.run) / "logs" / task.log
+        _prepare_process(task)
+        with store.sharing(task.run, task.log), captured_output(log):
+            return _guarded(task, store, log, emit, began)
+    # The store cannot be opened, or the log cannot be written, where the stage was to run.
+    except Exception as error:
+        return _failure(error, task, None, time.monotonic() - began)
 
 
-def _attempt(task: Task, emit: Any) -> Manifest:
-    store = open_store(task.store)
+def _guarded(task: Task, store: Store, log: Path, emit: Any, began: float) -> Outcome:
+    try:
+        store.tell = lambda done, total, unit: emit({"event": "progress", "done": done, "total": total, "unit": unit})
+        manifest = _attempt(task, store, emit)
+        return Outcome(manifest.to_json(), time.monotonic() - began)
+    except Exception as error:
+        traceback.print_exc()
+        return _failure(error, task, log, time.monotonic() - began)
+
+
+def _attempt(task: Task, store: Store, emit: Any) -> Manifest:
     spec = registry.find(task.uses)
     stage = spec(spec.Params.model_validate(task.params))
     inputs = {name: _fetch(store, spec, name, references) for name, references in task.inputs.items()}
     stage.check(inputs)
-    workspace = store.workspace(task.key)
+    if task.lease:
+        store.leases.check(task.lease)
+    workspace = store.workspace(task.key, task.run)
     context = Context(
         inputs=inputs,
         out=workspace,
-        scratch=store.scratch(task.key),
+        scratch=store.scratch(task.key, f"{task.lease.nonce if task.lease else 'run'}-{task.attempt}"),
         seed=task.seed,
         resources=task.resources,
         emit=emit,
+        stopping=emit.stopping,
     )
     reset_peak_memory()
-    began = time.time()
+    began, before = time.time(), children()
     try:
         stage.run(context)
-        manifest = store.publish(_draft(task, context, began), spec.outputs, workspace)
+        manifest = store.publish(
+            _draft(task, context, began), spec.outputs, workspace, task.lease, replacing=task.replace
+        )
     except BaseException:
+        end_children(before)
         store.discard(workspace)
         raise
     store.drop_scratch(task.key)
@@ -168,42 +193,23 @@ def _prepare_process(task: Task) -> None:
         torch.set_num_threads(threads)
 
 
-@contextlib.contextmanager
-def _captured_output(log: Path) -> Iterator[None]:
-    """Send everything written to stdout and stderr, also by native code and children, to the stage's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", buffering=1) as stream:
-        _flush()
-        saved = [(number, os.dup(number)) for number in (1, 2)]
-        for number, _ in saved:
-            os.dup2(stream.fileno(), number)
-        try:
-            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-                yield
-        finally:
-            for number, copy in saved:
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError, OSError):
-            stream.flush()
-
-
-def _failure(error: Exception, task: Task, seconds: float) -> Outcome:
+def _failure(error: Exception, task: Task, log: Path | None, seconds: float) -> Outcome:
+    if isinstance(error, LeaseLostError):
+        return Outcome(None, seconds, error.message, fenced=True)
+    if isinstance(error, StoppedError):
+        return Outcome(None, seconds, error.message)
     if isinstance(error, UserError):
         message = f"{error.where}: {error.message}" if error.where else error.message
         return Outcome(None, seconds, message, error.fix, users_fault=True)
     if _is_disk_full(error):
-        free = shutil.disk_usage(Path(task.log).parent).free
-        message = f"the disk is full: {free / 2**20:,.0f} MiB free at {task.store}"
+        free = f"{shutil.disk_usage(log.parent).free / 2**20:,.0f} MiB free at {task.store}" if log else str(error)
+        message = f"the disk is full: {free}"
         fix = "free some space, or use another disk with --store; what is finished is kept, run again to continue"
         return Outcome(None, seconds, message, fix, users_fault=True)
     if isinstance(error, ModuleNotFoundError):
         return Outcome(None, seconds, str(error), f"pip install {error.name}", users_fault=True)
-    return Outcome(None, seconds, f"{type(error).__name__}: {error}", tail=log_tail(Path(task.log)))
+    message, tail = f"{type(error).__name__}: {error}", log_tail(log) if log else ""
+    return Outcome(None, seconds, message, tail=tail, out_of_memory=is_out_of_memory(error))
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -213,14 +219,3 @@ def _is_disk_full(error: BaseException) -> bool:
             return True
         link = link.__cause__ or link.__context__
     return False
-
-
-def log_tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log."""
-    _flush()
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 16384))
-            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return ""

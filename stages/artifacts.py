@@ -49,6 +49,11 @@ class Model(Artifact):
         """The content of `config.json`; raises UserError when the directory is no model."""
         return _read_json(self.path / "config.json", "a model directory has a config.json")
 
+    @property
+    def grafts(self) -> list[dict[str, Any]]:
+        """What `config.json` says was put on a pretrained model, in order; empty for a model of a standard class."""
+        return self.config.get("grafts", []) if self.config.get("model_type") == "regraft" else []
+
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """Digest of what decides the ids of a text, or "" when the directory holds no tokenizer.json."""

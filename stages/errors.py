@@ -3,6 +3,7 @@
     RegraftError            anything this project raises on purpose
     ├── UserError           the input, the machine or the pipeline file is at fault: never retried, exit code 2
     └── StageError          the work itself failed: retried when the stage says so, exit code 1
+        └── StoppedError    it was asked to stop, and did
 
 This module imports nothing, so that every layer above `grafts` can raise from it for free.
 """
@@ -39,6 +40,10 @@ class UserError(RegraftError):
 
 class StageError(RegraftError):
     """The work of a stage failed for a reason that may pass: a lost worker, a timeout, a full disk."""
+
+
+class StoppedError(StageError):
+    """The run asked the stage to stop and it did, with what it had saved: the next run goes on from there."""
 
 
 def _rebuild(kind: type[RegraftError], message: str, where: str, fix: str) -> RegraftError:

@@ -31,7 +31,7 @@ COSMETIC: Final = Field(json_schema_extra={"x-identity": "cosmetic"})
 class Parameters(BaseModel):
     """Base of every stage's parameters: frozen, unknown keys refused, no infinities, a docstring under each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def identity_class(cls, name: str) -> str:
@@ -110,6 +110,8 @@ class Context:
     resources: Resources = field(default_factory=Resources)
     emit: Callable[[dict[str, Any]], None] = lambda _: None
     """Where events go; stages use the methods below."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether the run is being cancelled. A long stage asks now and then, saves to `scratch`, raises StoppedError."""
     results: dict[str, float] = field(default_factory=dict)
     """Final metrics so far, see `metrics`."""
 

@@ -47,6 +47,7 @@ def test_links_between_pages_lead_somewhere(page):
 def test_commands_in_the_docs_exist(page):
     from pipelines.cli.app import app
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for command in re.findall(r"(?<!\w )\bregraft ([a-z]+)\b", " ".join(re.findall(r"`([^`]+)`", page.read_text()))):
+    known = {(command.name or command.callback.__name__).replace("_", "-") for command in app.registered_commands}
+    code = " ".join(re.findall(r"`([^`]+)`", page.read_text()))
+    for command in re.findall(r"(?<!\w )\bregraft ([a-z][a-z-]*)\b", code):
         assert command in known, f"{page.name}: regraft {command}"

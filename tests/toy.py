@@ -143,3 +143,27 @@ class Fail(Toy):
                 write_report(context.output("text"), "toy", {}, {"text": ""})
             case "nothing":
                 return
+
+
+class GreedyParameters(Parameters):
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
+    """Takes too much memory above `room`."""
+    room: int = 2
+    """The largest batch that fits."""
+    error: Literal["MemoryError", "torch"] = "MemoryError"
+    """What a lack of memory looks like."""
+
+
+class Greedy(Toy):
+    """Runs out of memory until its batch is small."""
+
+    Params = GreedyParameters
+
+    def run(self, context: Context) -> None:
+        if self.params.batch_size > self.params.room:
+            if self.params.error == "torch":
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"
+                )
+            raise MemoryError
+        self.write(context, "fits")

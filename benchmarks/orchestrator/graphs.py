@@ -1,48 +1,51 @@
-"""The same graph of trivial stages for every tool: a chain of copies, or a fan (one → many → one)."""
+"""The same graphs of trivial stages for every tool: each stage joins what is above it and adds its own mark."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-Shape = Literal["chain", "fan"]
+Shape = Literal["chain", "fan", "diamonds"]
+WIDTH = 10
 
 
-def upstream(shape: Shape, count: int) -> dict[str, list[str]]:
-    """Stage name → the stages it copies or joins."""
-    names = [f"s{index}" for index in range(count)]
-    if shape == "chain":
-        return {name: names[index - 1 : index] if index else [] for index, name in enumerate(names)}
-    middle = {name: [names[0]] for name in names[1:-1]}
-    return {names[0]: [], **middle, names[-1]: names[1:-1]}
+@dataclass(frozen=True)
+class Graph:
+    """Stage name → the stages above it, sources first; and the mark that each stage writes."""
+
+    above: Mapping[str, tuple[str, ...]]
+    marks: Mapping[str, str]
+
+    @property
+    def last(self) -> str:
+        """The stage below all others."""
+        return list(self.above)[-1]
+
+    def marked(self, stage: str, mark: str) -> Graph:
+        """The same graph with one parameter of one stage changed."""
+        return Graph(self.above, {**self.marks, stage: mark})
 
 
-def write_regraft(directory: Path, graph: dict[str, list[str]]) -> None:
-    """`p.yaml`, with one distinct stage a node."""
-    lines = ["name: bench", "stages:"]
-    for index, (name, above) in enumerate(graph.items()):
-        inputs = f"inputs: {{above: [{', '.join(above)}]}}, " if above else ""
-        lines.append(f'  {name}: {{uses: "benchmarks.orchestrator.stage:Trivial", {inputs}with: {{number: {index}}}}}')
-    (directory / "p.yaml").write_text("\n".join(lines) + "\n")
+def make_graph(shape: Shape, count: int) -> Graph:
+    """A chain of `count`, a fan (one, many, one) of `count`, or `count` diamonds in a row, each ten wide."""
+    above = {"chain": _chain, "fan": _fan, "diamonds": _diamonds}[shape](count)
+    return Graph(above, dict.fromkeys(above, "0"))
 
 
-def write_make(directory: Path, graph: dict[str, list[str]]) -> None:
-    """A `Makefile`."""
-    lines = [f"all: {list(graph)[-1]}.out", ""]
-    for name, above in graph.items():
-        sources = [f"{source}.out" for source in above]
-        action = f"cat {' '.join(sources)} > $@" if sources else "echo start > $@"
-        lines.append(f"{name}.out: {' '.join(sources)}\n\t@{action}")
-    (directory / "Makefile").write_text("\n".join(lines) + "\n")
+def _chain(count: int) -> dict[str, tuple[str, ...]]:
+    return {f"s{index}": (f"s{index - 1}",) if index else () for index in range(count)}
 
 
-def write_doit(directory: Path, graph: dict[str, list[str]]) -> None:
-    """A `dodo.py`."""
-    lines = ["def task_all():"]
-    for name, above in graph.items():
-        sources = [f"{source}.out" for source in above]
-        action = f"cat {' '.join(sources)} > {name}.out" if sources else f"echo start > {name}.out"
-        lines.append(
-            f"    yield dict(name={name!r}, actions=[{action!r}], file_dep={sources!r}, targets=['{name}.out'])"
-        )
-    (directory / "dodo.py").write_text("\n".join(lines) + "\n")
+def _fan(count: int) -> dict[str, tuple[str, ...]]:
+    middle = tuple(f"s{index}" for index in range(1, count - 1))
+    return {"s0": (), **dict.fromkeys(middle, ("s0",)), f"s{count - 1}": middle}
+
+
+def _diamonds(count: int) -> dict[str, tuple[str, ...]]:
+    above: dict[str, tuple[str, ...]] = {"s0": ()}
+    for index in range(count):
+        wide = tuple(f"w{index}x{number}" for number in range(WIDTH))
+        above.update(dict.fromkeys(wide, (f"s{index}",)))
+        above[f"s{index + 1}"] = wide
+    return above

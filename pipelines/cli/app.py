@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.cli.commands import keeping, looking, running
+from pipelines.cli.commands import again, keeping, looking, remote, running
 
 app = typer.Typer(
     help="Make new language models out of pretrained ones: run, rerun and follow pipelines of stages.",
@@ -21,14 +21,24 @@ for command in (
     running.validate,
     running.plan,
     running.run,
+    again.rerun,
+    again.resume,
+    again.accept_drift,
+    remote.submit,
+    remote.cancel,
+    remote.clusters,
     looking.status,
     looking.logs,
     looking.report,
     looking.compare,
+    looking.lineage,
     looking.methods,
     looking.schema,
     keeping.verify,
     keeping.ui,
     keeping.resync,
+    keeping.gc,
+    keeping.tag,
+    keeping.export,
 ):
     app.command()(command)

@@ -1,10 +1,10 @@
-"""Commands about runs that have been: `status`, `logs`, `verify`."""
+"""Commands about runs that have been: `status`, `logs`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -16,15 +16,21 @@ from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
 from pipelines.spec.problems import nearest
 from pipelines.spec.quantities import format_duration
-from pipelines.store import Manifest, Store
-from pipelines.worker import log_tail
+from pipelines.stage_log import log_tail
+from pipelines.store import Store
 from stages.errors import UserError
 
+if TYPE_CHECKING:
+    from pipelines.remote.submission import Submission
 
-def show_status(store: Store, run: str | None, *, as_json: bool) -> None:
-    """Print one run's stages, or every run for `all`."""
+
+def show_status(store: Store, run: str | None, submission: Submission | None = None, *, as_json: bool) -> None:
+    """Print one run's stages, or every run for `all`; of a submitted run that has not begun, its job."""
     if run == "all":
         _show_runs(store, as_json=as_json)
+        return
+    if submission and submission.run not in list_runs(store.root):
+        _show_job(submission, as_json=as_json)
         return
     view = read_run(store, find_run(store, run))
     if as_json:
@@ -32,7 +38,7 @@ def show_status(store: Store, run: str | None, *, as_json: bool) -> None:
         print(json.dumps({"run": view.started["run"], "state": view.state, "stages": stages}, indent=2))
         return
     console = Console(highlight=False)
-    console.print(f"{view.started['run']}: {view.state}\n", markup=False)
+    console.print(f"{view.started['run']}: {_told(store, view)}\n", markup=False)
     table = grid("", "stage", "method", "", "time", "result")
     for stage in view.stages.values():
         mark, style = MARKS[stage.state]
@@ -42,9 +48,20 @@ def show_status(store: Store, run: str | None, *, as_json: bool) -> None:
     console.print(table)
 
 
+def _told(store: Store, view: RunView) -> str:
+    """The state of a run; of one that goes on, who drives it, of one that died, why and what to do."""
+    run = view.started["run"]
+    if view.state == "died":
+        reason = store.death_of(run) or "its end was not recorded"
+        return f"died: {reason}\ngo on with: regraft resume {run}"
+    holder = store.holder_of(run) if view.state == "running" else None
+    return f"running: process {holder.pid} on {holder.host}" if holder and holder.host else view.state
+
+
 def show_logs(store: Store, run: str | None, stage: str | None, lines: int) -> None:
     """Print the ends of the logs of a run's stages."""
     name = find_run(store, run)
+    store.pull_run(name)
     view = read_run(store, name)
     if stage is not None and stage not in view.stages:
         raise UserError(f"run {name} has no stage {stage!r}", fix=nearest(stage, view.stages))
@@ -56,28 +73,13 @@ def show_logs(store: Store, run: str | None, stage: str | None, lines: int) -> N
             print(f"── {entry.name} {'─' * max(2, 76 - len(entry.name))}\n{text}")
 
 
-def verify(store: Store) -> bool:
-    """Re-read every artifact and print what is damaged; whether all are whole."""
-    manifests = sorted((store.root / "artifacts").glob("*/*/manifest.json"))
-    damaged = 0
-    for file in manifests:
-        try:
-            problem = store.damage(Manifest.from_json(file.read_bytes()), read=True)
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            damaged += 1
-            print(f"✗ {file.parent}: {problem}")
-    print(f"{len(manifests)} artifacts read, {damaged} damaged" + ("; run their pipeline again" if damaged else ""))
-    return not damaged
-
-
 def find_run(store: Store, name: str | None) -> str:
-    """The run called `name` (or beginning so), or the newest. Raises UserError."""
+    """The run called `name` (or beginning so); the newest for None and `latest`. Raises UserError."""
+    store.pull_runs()
     names = list_runs(store.root)
     if not names:
         raise UserError(f"no runs in {store.location}", fix="regraft run PIPELINE, or point to a store with --store")
-    if name is None:
+    if name is None or name == "latest":
         return names[-1]
     found = [known for known in names if known == name] or [known for known in names if known.startswith(name)]
     if len(found) != 1:
@@ -87,15 +89,32 @@ def find_run(store: Store, name: str | None) -> str:
 
 
 def read_run(store: Store, run: str) -> RunView:
-    """What the journal of `run` tells."""
+    """What the journal of `run` tells; a run whose driver died without a word is `died`."""
     view = RunView()
     for event in Journal(Path(store.run_directory(run)) / "journal.jsonl").read():
         view.apply(event)
+    if view.state == "running" and store.death_of(run) != "":
+        view.state = "died"
+        for stage in view.stages.values():
+            stage.state = "cancelled" if stage.state == "running" else stage.state
     return view
+
+
+def _show_job(submission: Submission, *, as_json: bool) -> None:
+    """The job of a run that has no journal yet, or never had one."""
+    job = submission.jobs().find(submission.run)
+    state = job.status.lower() if job else "unknown to the cluster"
+    if as_json:
+        print(json.dumps({"run": submission.run, "state": state, "stages": {}}, indent=2))
+        return
+    print(f"{submission.run}: {state} at {submission.dashboard}, nothing in the store {submission.store} yet")
+    if job and job.ended:
+        print(submission.jobs().log(submission.run).strip() or job.message)
 
 
 def _show_runs(store: Store, *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
+    store.pull_runs()
     for name in list_runs(store.root):
         view = read_run(store, name)
         states = [stage.state for stage in view.stages.values()]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from stages.errors import UserError
 
 if TYPE_CHECKING:
+    from pipelines.selection import Selection
     from pipelines.spec.pipeline import Pipeline
 
 SHIPPED: Final = Path(__file__).resolve().parent.parent
@@ -22,14 +23,43 @@ StoreAt = Annotated[
     str, typer.Option("--store", envvar="REGRAFT_STORE", help="Where artifacts live: path or fsspec URL.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="STAGE", help="Just this stage; above it nothing is made anew.")
+]
+From = Annotated[list[str] | None, typer.Option("--from", metavar="STAGE", help="This stage and all below it.")]
+Until = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="This stage and what it needs, no further.")]
+Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Make this stage anew though it is cached.")]
+Cluster = Annotated[str, typer.Option(help="A shipped cluster profile, or a profile file.")]
+SubmittedTo = Annotated[
+    str | None, typer.Option("--cluster", help="Where it was submitted, when that was from another machine.")
+]
+Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray: for debugging.")]
+Track = Annotated[bool, typer.Option(help="Mirror the run in MLflow.")]
+ViewAs = Annotated[Literal["auto", "live", "lines", "quiet"], typer.Option("--view", help="What to show meanwhile.")]
+FailFast = Annotated[
+    bool,
+    typer.Option("--fail-fast/--keep-going", help="Start nothing more after a failure, or what does not need it."),
+]
 
 
 def load_pipeline(pipeline: str, overrides: list[str] | None) -> Pipeline:
     """The pipeline that `pipeline` means, with `overrides`. Raises UserError with every problem in it."""
     from pipelines.spec.load import load
 
-    _see_working_directory()
+    see_working_directory()
     return load(find_pipeline(pipeline), tuple(overrides or ()))
+
+
+def selection_of(
+    only: list[str] | None,
+    from_: list[str] | None = None,
+    until: list[str] | None = None,
+    force: list[str] | None = None,
+) -> Selection:
+    """The selection that these options say."""
+    from pipelines.selection import Selection
+
+    return Selection(tuple(only or ()), tuple(from_ or ()), tuple(until or ()), tuple(force or ()))
 
 
 def find_pipeline(name: str) -> Path:
@@ -44,7 +74,7 @@ def find_pipeline(name: str) -> Path:
     raise UserError(f"no pipeline {name!r}", fix=f"give a .yaml file, or a shipped pipeline: {known}")
 
 
-def _see_working_directory() -> None:
+def see_working_directory() -> None:
     """Let `uses: my_module:MyStage` find modules beside the pipeline, as `python -m` would."""
     here = str(Path.cwd())
     if here not in sys.path:

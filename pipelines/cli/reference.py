@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 from rich.console import Console
@@ -15,8 +15,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pipelines.cli.tables import grid
+from pipelines.reasons import as_written
 from pipelines.spec.inputs import describe
 from stages import registry
+from stages.documentation import document
 from stages.stage import Input, Stage
 
 
@@ -33,6 +35,7 @@ def show_methods(name: str | None, *, as_json: bool) -> None:
 
 def describe_method(stage: type[Stage]) -> dict[str, Any]:
     """A method as plain values."""
+    document()
     return {
         "summary": inspect.getdoc(stage) or "",
         "paper": stage.paper,
@@ -109,16 +112,23 @@ def _document(name: str, stage: type[Stage]) -> None:
         for key, text in about[title].items():
             print(f"  {key}: {text}")
         print()
-    console.print(Text("parameters", "dim"))
-    for key, parameter in about["parameters"].items():
-        _print_parameter(console, key, parameter)
-    if any(parameter["identity"] != "identity" for parameter in about["parameters"].values()):
-        print("execution and cosmetic parameters are not part of the result's key: changing them reruns nothing")
+    for group, meaning in _GROUPS.items():
+        found = {key: item for key, item in about["parameters"].items() if item["identity"] == group}
+        if found:
+            console.print(Text(f"parameters, {group}: {meaning}", "dim"))
+        for key, parameter in found.items():
+            _print_parameter(console, key, parameter)
+
+
+_GROUPS: Final = {
+    "identity": "they decide the result, and a change makes it anew",
+    "execution": "how the work is done; a change reruns nothing",
+    "cosmetic": "what people see; a change reruns nothing",
+}
 
 
 def _print_parameter(console: Console, name: str, parameter: Mapping[str, Any]) -> None:
     default = parameter["default"]
-    value = "required" if default == "required" else f"= {json.dumps(default, ensure_ascii=False)}"
-    mark = "" if parameter["identity"] == "identity" else f"  ({parameter['identity']})"
-    console.print(Text(f"  {name}", "cyan") + Text(f"  {parameter['type']}  {value}{mark}", "default"))
+    value = "required" if default == "required" else f"= {as_written(default)}"
+    console.print(Text(f"  {name}", "cyan") + Text(f"  {parameter['type']}  {value}", "default"))
     console.print(Padding(Text(parameter["description"], "dim"), (0, 0, 0, 6)))

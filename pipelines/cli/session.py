@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,23 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rich.console import Console
 
 from clusters.executor import Executor, InlineExecutor, OnEvent
 from pipelines import evidence
-from pipelines.cli.tables import evaluation_tables, print_failures, result_table
-from pipelines.cli.view import LineView, LiveView, QuietView
 from pipelines.journal import Event, JournalWriter, close_dead_runs, new_run_name
+from pipelines.origin import RunRequest, earlier_artifacts
 from pipelines.plan import Plan, make_plan
 from pipelines.preflight import check_capacity, preflight
 from pipelines.run import Runner, RunResult, Surroundings
+from pipelines.selection import EVERYTHING, Selection
 from pipelines.spec.pipeline import Pipeline, StageSpec
-from pipelines.spec.quantities import format_duration
 from pipelines.store import Store
 from stages.errors import UserError
 
 View = Literal["live", "lines", "quiet"]
 MIRROR_PATIENCE_SECONDS = 60.0
+NAME_VARIABLE = "REGRAFT_RUN_NAME"
+"""Set by `regraft submit` for the driver, so that who submitted knows the run's name before it starts."""
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""The one in C takes a tenth of the time of the other."""
 
 
 @dataclass(frozen=True)
@@ -42,82 +43,74 @@ class RunOptions:
     """Whether to mirror the run in MLflow."""
     view: View | None = None
     """None: live in a terminal, lines elsewhere."""
+    fail_fast: bool = False
+    """Whether nothing more starts after the first failure; otherwise a failure stops only what depends on it."""
+    smoke: bool = False
+    """Whether the pipeline has been made small; for the record."""
 
 
-def run_pipeline(pipeline: Pipeline, store: Store, options: RunOptions) -> RunResult:
+def run_pipeline(
+    pipeline: Pipeline,
+    store: Store,
+    options: RunOptions,
+    selection: Selection = EVERYTHING,
+    *,
+    rerun_of: str = "",
+    resumes: str = "",
+) -> RunResult:
     """Plan and run `pipeline`. Raises UserError before any compute for what cannot work."""
-    run = new_run_name(pipeline.name)
-    about = {"run": run, "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    with store.lock(about):
-        close_dead_runs(store.root)
-        store.clear_work()
-        plan = make_plan(pipeline, store)
-        if plan.cached:
-            result = _record_run(plan, store, run, options, _no_executor, quiet=True)
-        else:
-            preflight(plan, store.root)
-            result = _record_run(plan, store, run, options, _executor_maker(plan, options), quiet=False)
-        store.sources.save()
+    run = os.environ.pop(NAME_VARIABLE, "") or new_run_name(pipeline.name)
+    request = RunRequest(
+        pipeline.file,
+        pipeline.text,
+        pipeline.overrides,
+        selection,
+        rerun_of,
+        resumes,
+        str(Path.cwd()),
+        options.executor,
+        options.cluster,
+        options.track,
+        options.fail_fast,
+        options.smoke,
+    )
+    for dead in close_dead_runs(store):
+        _end_leftovers(dead)
+    store.clear_work()
+    plan = make_plan(pipeline, store, selection, earlier_artifacts(store, request))
+    if plan.cached:
+        result = _record_run(plan, store, run, options, request, _no_executor, quiet=True)
+    else:
+        preflight(plan, store.root)
+        result = _record_run(plan, store, run, options, request, _executor_maker(plan, options, run), quiet=False)
+    store.sources.save()
     return result
 
 
-def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> None:
-    """The summary a person reads at the end; `arguments` are those that name this pipeline again."""
-    console = Console(highlight=False)
-    states = list(result.states.values())
-    console.print()
-    console.print(result_table(pipeline, result))
-    for table in evaluation_tables(pipeline, result):
-        console.print()
-        console.print(table)
-    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    headline = f"everything is cached: {len(states)} stages" if set(states) == {"cached"} else ", ".join(counts)
-    print(f"\n{headline}, in {format_duration(result.seconds)}")
-    if result.ok:
-        print(_next_commands(pipeline, store, result, arguments))
-    else:
-        print_failures(console, pipeline, result, f"regraft run {arguments}")
-        if page := _page(store, result.run):
-            print(f"the run on one page: {page}")
-
-
-def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
-    numbers = [name for name, value in pipeline.params.items() if isinstance(value, (int, float))]
-    name = next((f"params.{param}=…" for param in [*numbers, *pipeline.params]), "STAGE.PARAMETER=…")
-    where = "" if store.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(store.location)}"
-    commands = {
-        f"regraft plan {arguments} --set {name}": "what a change would run again, and why",
-        f"regraft ui{where}": "the run in MLflow: parameters, curves, lineage",
-        f"regraft logs {result.run}{where}": "what the stages printed",
-    }
-    if page := _page(store, result.run):
-        commands[f"regraft report {result.run} --open{where}"] = f"the run on one page: {page}"
-    width = max(len(text) for text in commands)
-    return "\nnext:\n" + "\n".join(f"  {text:<{width}}   {use}" for text, use in commands.items())
-
-
-def _page(store: Store, run: str) -> Path | None:
-    """The report of `run`, seen from here; None when there is none."""
-    page, here = store.run_directory(run) / "report.html", Path.cwd()
-    if not page.exists():
-        return None
-    return page.relative_to(here) if page.is_relative_to(here) else page
-
-
 def _record_run(
-    plan: Plan, store: Store, run: str, options: RunOptions, make_executor: Any, *, quiet: bool
+    plan: Plan,
+    store: Store,
+    run: str,
+    options: RunOptions,
+    request: RunRequest,
+    make_executor: Any,
+    *,
+    quiet: bool,
 ) -> RunResult:
     """Run the plan with a journal, a mirror and a view listening."""
     around = Surroundings(run, Path.cwd(), tuple(sys.path), {"git": evidence.git_state(Path.cwd())})
     with ExitStack() as stack:
-        view = stack.enter_context(_view("quiet" if quiet else options.view, plan.pipeline))
-        listeners = [view]
+        request.write(store.run_directory(run))
+        listeners: list[Any] = []
+        if not quiet and options.view != "quiet":
+            listeners.append(stack.enter_context(_view(options.view, plan.pipeline)))
         if options.track and not quiet:
             listeners.append(stack.enter_context(_mirrored(store, run)))
+        stack.enter_context(store.sharing(run))
         journal = JournalWriter(store.run_directory(run), listeners)
         stack.callback(journal.close)
-        journal.write(_run_started(plan, store, around))
-        result = Runner(plan, store, journal, around, make_executor).run()
+        journal.write(_run_started(plan, store, around, request))
+        result = Runner(plan, store, journal, around, make_executor, fail_fast=options.fail_fast).run()
         state = "done" if result.ok else "cancelled" if result.cancelled else "failed"
         end = {"event": "run-finished", "state": state, "seconds": round(result.seconds, 3)}
         try:
@@ -153,11 +146,13 @@ def _mirrored(store: Store, run: str) -> Iterator[Any]:
 
 
 def _view(wanted: View | None, pipeline: Pipeline) -> Any:
+    from pipelines.cli.view import LineView, LiveView
+
     kind = wanted or ("live" if sys.stdout.isatty() else "lines")
-    return {"live": LiveView, "lines": LineView}[kind](pipeline) if kind != "quiet" else QuietView()
+    return {"live": LiveView, "lines": LineView}[kind](pipeline)
 
 
-def _executor_maker(plan: Plan, options: RunOptions) -> Any:
+def _executor_maker(plan: Plan, options: RunOptions, run: str) -> Any:
     from clusters.environment import prepare
     from clusters.profile import ProfileError, load_profile
 
@@ -169,9 +164,9 @@ def _executor_maker(plan: Plan, options: RunOptions) -> Any:
         prepare(profile)
         from clusters.ray_executor import RayExecutor
 
-        executor = RayExecutor(execute, on_event, profile)
+        executor = RayExecutor(execute, on_event, profile, run)
         try:
-            check_capacity(plan, executor.capacity(), f"cluster {options.cluster!r}")
+            check_capacity(plan, profile.widest(executor.capacity()), f"cluster {options.cluster!r}")
         except UserError:
             executor.close()
             raise
@@ -184,12 +179,22 @@ def _executor_maker(plan: Plan, options: RunOptions) -> Any:
     return make
 
 
+def _end_leftovers(dead: str) -> None:
+    """End what the driver of a local Ray left on this machine when it was killed."""
+    from clusters.leftovers import kill_processes
+
+    if killed := kill_processes(dead):
+        print(f"run {dead} was killed; ended what it had left: {', '.join(killed)}", file=sys.stderr)
+
+
 def _no_executor(_on_event: OnEvent) -> Executor:
     raise AssertionError("a run whose stages are all cached starts nothing")
 
 
-def _run_started(plan: Plan, store: Store, around: Surroundings) -> dict[str, Any]:
+def _run_started(plan: Plan, store: Store, around: Surroundings, request: RunRequest) -> dict[str, Any]:
     pipeline = plan.pipeline
+    asked = {"selection": request.selection.as_json() if request.selection else None}
+    asked |= {"rerun_of": request.rerun_of, "resumes": request.resumes}
     return {
         "event": "run-started",
         "run": around.run,
@@ -200,15 +205,16 @@ def _run_started(plan: Plan, store: Store, around: Surroundings) -> dict[str, An
         "command": shlex.join(["regraft", *sys.argv[1:]]),
         "seed": pipeline.seed,
         "overrides": list(pipeline.overrides),
-        "stages": [_stage_entry(spec) for spec in pipeline.stages.values()],
+        **{name: value for name, value in asked.items() if value},
+        "stages": [_stage_entry(spec, left=plan.steps[name].state == "left") for name, spec in pipeline.stages.items()],
         "git": around.evidence["git"],
         "versions": evidence.versions(),
         "machine": evidence.machine(),
-        "resolved": yaml.safe_dump(pipeline.resolved(), sort_keys=False, allow_unicode=True),
+        "resolved": yaml.dump(pipeline.resolved(), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
     }
 
 
-def _stage_entry(spec: StageSpec) -> dict[str, Any]:
+def _stage_entry(spec: StageSpec, *, left: bool) -> dict[str, Any]:
     everything, identity = spec.params.model_dump(mode="json"), spec.params.identity()
     return {
         "name": spec.name,
@@ -218,4 +224,5 @@ def _stage_entry(spec: StageSpec) -> dict[str, Any]:
         "params": identity,
         "execution": {name: value for name, value in everything.items() if name not in identity},
         "resources": dict(vars(spec.resources)),
+        **({"state": "left"} if left else {}),
     }

@@ -6,20 +6,18 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.format import LEADING, format_metric, format_metrics
 from pipelines.cli.view import MARKS
-from pipelines.plan import Plan
 from pipelines.run import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 
 MOST_COLUMNS = 5
 """Figures side by side in a terminal; `regraft report` has all of them."""
-PLANNED = {"cached": ("=", "blue", "cached"), "run": ("▶", "cyan", "run"), "unknown": ("?", "yellow", "run?")}
 
 
 def grid(*headers: str) -> Table:
@@ -31,17 +29,6 @@ def grid(*headers: str) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """Each stage, what a run would do with it, and why."""
-    table = grid("", "stage", "method", "", "why")
-    for step in plan.steps.values():
-        mark, style, word = PLANNED[step.state]
-        reasons = "\n".join(step.reasons)
-        table.add_row(Text(mark, style), Text(step.spec.name, style), step.spec.uses, Text(word, style), Text(reasons))
-    counts = [f"{plan.count('run')} to run", f"{plan.count('unknown')} to run if inputs change"]
-    return Group(table, Text(f"\n{plan.count('cached')} cached, {', '.join(counts)}", "dim"))
-
-
 def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
     """Each stage with its state, time and main figures."""
     table = grid("", "stage", "", "time", "result")
@@ -51,24 +38,22 @@ def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
         manifest = result.manifests.get(name)
         seconds = manifest.evidence.get("seconds") if manifest else None
         clock = format_duration(seconds) if seconds is not None else ""
-        figures = result.failures[name].message if name in result.failures else ""
+        figures = result.failures[name].message if name in result.failures else result.stale.get(name, "")
         if not figures and manifest:
             figures = format_metrics(manifest.metrics)
         table.add_row(Text(mark, style), Text(name, style), Text(state, style), clock, Text(figures))
     return table
 
 
-def evaluation_tables(pipeline: Pipeline, result: RunResult) -> Iterable[RenderableType]:
-    """Side by side, the figures of all stages that run the same evaluation."""
-    methods = dict.fromkeys(spec.uses for spec in pipeline.stages.values() if spec.uses.startswith("evaluate."))
-    for method in methods:
-        rows = {
-            name: result.manifests[name].metrics
-            for name, spec in pipeline.stages.items()
-            if spec.uses == method and name in result.manifests
-        }
-        if rows:
-            yield _figures(method, rows)
+def figure_tables(pipeline: Pipeline, result: RunResult) -> Iterable[RenderableType]:
+    """Side by side, the figures of the arms of each matrix, and of all stages that run the same evaluation."""
+    tables: dict[str, dict[str, Mapping[str, float]]] = {}
+    for name, spec in pipeline.stages.items():
+        is_evaluation, stage = spec.uses.startswith("evaluate."), name.partition("[")[0]
+        if name in result.manifests and (is_evaluation or stage != name):
+            rows = tables.setdefault(spec.uses if is_evaluation else stage, {})
+            rows[name] = result.manifests[name].metrics
+    return [_figures(title, rows) for title, rows in tables.items() if any(rows.values())]
 
 
 def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:

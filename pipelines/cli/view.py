@@ -28,6 +28,8 @@ MARKS: Final = {
     "running": ("▶", "cyan"),
     "done": ("✓", "green"),
     "cached": ("=", "blue"),
+    "kept": ("~", "yellow"),
+    "left": ("·", "dim"),
     "failed": ("✗", "red"),
     "skipped": ("-", "yellow"),
     "cancelled": ("-", "yellow"),
@@ -171,6 +173,8 @@ class LineView(AbstractContextManager["LineView"]):
         kind = event["event"]
         if kind == "stage-started":
             return f"started: {short_reasons(event['reasons'])}"
+        if kind == "stage-finished" and row.state == "kept":
+            return f"kept: {event['reason']}"
         if kind == "stage-finished":
             clock = f" in {format_duration(row.seconds)}" if row.state in ("done", "failed") else ""
             return f"{row.state}{clock}" + (f": {row.note}" if row.note else "")
@@ -186,18 +190,8 @@ class LineView(AbstractContextManager["LineView"]):
 
 def short_reasons(reasons: list[str], most: int = 2) -> str:
     """The first reasons, and how many more there are."""
-    rest = f"; and {len(reasons) - most} more (regraft plan tells)" if len(reasons) > most else ""
+    rest = f"; and {len(reasons) - most} more (regraft plan --why tells)" if len(reasons) > most else ""
     return "; ".join(reasons[:most]) + rest
-
-
-class QuietView(AbstractContextManager["QuietView"]):
-    """Says nothing; the exit code and the journal tell."""
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Hear an event of the journal, and say nothing."""
 
 
 def own_console() -> Console:

@@ -15,7 +15,7 @@ from pipelines.lineage.layout import Layout, arrange
 
 HEIGHT = 36
 MARGIN = 3
-COLUMN_GAP = 26
+COLUMN_GAP = 20
 LEAST_WIDTH = 900
 """The picture takes the width of the page: a wide graph shrinks to fit; this keeps a small one from being blown up."""
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -52,10 +52,16 @@ PAINT = {
     "running": Paint("#bf8700", "#fff8e1", "M-2.2,-3.6 L3.8,0 L-2.2,3.6 Z"),
     "done": Paint("#1a7f37", "#eafbef", "M-3.4,0.2 L-1,2.7 L3.5,-2.5"),
     "cached": Paint("#0969da", "#e8f3ff", "M3.2,-1.6 A3.5,3.5 0 1 0 3.4,1.2 M3.6,-3.8 L3.3,-1.3 L0.9,-1.9"),
+    "kept": Paint("#57606a", "#eef1f4", "M-3,-1.7 L3,-1.7 M-3,1.7 L3,1.7"),
+    "left": Paint("#afb8c1", "#ffffff", ""),
     "failed": Paint("#cf222e", "#ffebe9", "M-2.7,-2.7 L2.7,2.7 M2.7,-2.7 L-2.7,2.7"),
     "skipped": Paint("#8c959f", "#f6f8fa", "M-3,0 L3,0"),
     "cancelled": Paint("#8250df", "#f5eeff", "M-2.4,-2.4 L2.4,-2.4 L2.4,2.4 L-2.4,2.4 Z"),
 }
+
+
+LABELS = {"left": "not chosen"}
+"""What people read, where it is not the name of the state."""
 
 
 def draw(nodes: Sequence[Node], states: Mapping[str, Status]) -> str:
@@ -100,7 +106,7 @@ def shorten(text: str, length: int) -> str:
 
 def _box_width(nodes: Sequence[Node]) -> int:
     longest = max((max(len(node.name), 0.82 * len(f"{node.method} · 10 m 00 s")) for node in nodes), default=0)
-    return round(33 + 6.6 * min(max(longest, 12), 24))
+    return round(33 + 6.6 * min(max(longest, 12), 20))
 
 
 def _x(layer: int, width: int) -> int:
@@ -123,14 +129,16 @@ def _edge(layout: Layout, edge: tuple[str, str], width: int) -> str:
 def _box(node: Node, status: Status, place: tuple[int, float], width: int) -> str:
     paint = PAINT.get(status.state, PAINT["waiting"])
     x, y = _x(place[0], width), place[1] + MARGIN - HEIGHT / 2
-    dashes = ' stroke-dasharray="4 3"' if status.state in ("waiting", "skipped") else ""
+    dashes = ' stroke-dasharray="4 3"' if status.state in ("waiting", "skipped", "left") else ""
     took = duration(status.seconds) if status.seconds is not None and status.state in ("done", "failed") else ""
-    note = took or status.state
+    state = LABELS.get(status.state, status.state)
+    note = took or state
+    faint = ' opacity="0.65"' if status.state == "left" else ""
     second = f"{shorten(node.method, int((width - 31) / 5.7) - len(note) - 3)} · {note}" if node.method else note
-    title = _text(f"{node.name}: {node.method}, {status.state}")
+    title = _text(f"{node.name}: {node.method}, {state}")
     return "\n".join(
         [
-            f'<g transform="translate({x},{y:.1f})"><title>{title}</title>',
+            f'<g transform="translate({x},{y:.1f})"{faint}><title>{title}</title>',
             f'<rect width="{width}" height="{HEIGHT}" rx="7" fill="{paint.ground}" stroke="{paint.stroke}" '
             f'stroke-width="1.3"{dashes}/>',
             _mark(paint),
@@ -155,6 +163,7 @@ def _caption(nodes: Sequence[Node], states: Mapping[str, Status]) -> str:
     counts: dict[str, int] = {}
     for node in nodes:
         state = states.get(node.name, Status()).state
+        state = LABELS.get(state, state)
         counts[state] = counts.get(state, 0) + 1
     return _text(", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages")
 

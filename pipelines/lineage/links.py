@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Run
 
 from pipelines.journal import Event
-from pipelines.lineage.note import link, plain
-from pipelines.lineage.records import PARAM_LENGTH, cut, stage_params, texts
+from pipelines.lineage.note import PAGES, link, plain
+from pipelines.lineage.records import PARAM_LENGTH, PRODUCER, cut, stage_params, texts
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.tracker import Tracker
-from pipelines.lineage.view import StageView
+from pipelines.lineage.view import REUSED, StageView
 
 DIGEST_LENGTH = 36
 """MLflow refuses a longer digest of a dataset; the full one stands in a tag."""
@@ -69,19 +69,21 @@ class Linker:
 
     def addresses(self) -> dict[str, str]:
         """Where MLflow's pages show the models of this run, by digest."""
-        return {digest: f"#/experiments/{self.experiment}/models/{model}" for digest, model in self.models.items()}
+        return {
+            digest: f"#/experiments/{self.experiment}/models/{model}?{PAGES}" for digest, model in self.models.items()
+        }
 
     def origin(self, event: Event, tags: dict[str, str]) -> str:
         """Where a cached result was made, as Markdown; also written into `tags`."""
         producer = event.get("producer")
-        if event["state"] != "cached" or not producer:
+        if event["state"] not in REUSED or not producer:
             return ""
         if producer not in self._producers:
             self._producers[producer] = self.tracker.stage_runs(producer)
         made_in = self._producers[producer].get(event.get("key") or "")
         if made_in is None:
             return f" · made by run {plain(producer)}"
-        tags["regraft.producer_mlflow_run"] = made_in.info.run_id
+        tags[PRODUCER] = made_in.info.run_id
         return f" · made by {link(producer, made_in.info.experiment_id, made_in.info.run_id)}"
 
     def copy_reports(self, event: Event, run: str) -> None:
@@ -114,18 +116,21 @@ class Linker:
         return DatasetInput(dataset, [InputTag(key, cut(value, PARAM_LENGTH)) for key, value in tags.items()])
 
     def _model_in(self, item: Mapping[str, Any]) -> str:
-        found = self.models.get(item["digest"]) or self._find(item["digest"])
+        found = self.models.get(item["digest"]) or self._find(item["digest"], item.get("producer"))
         return found or self._create(item["stage"], item["output"], item, source=None, params={})
 
     def _model_out(self, stage: StageView, event: Event, item: Mapping[str, Any], run: str) -> str:
         """A result taken from the cache is the producer's model; fresh work makes a model of its own."""
-        if event["state"] == "cached" and (found := self.models.get(item["digest"]) or self._find(item["digest"])):
+        known = self.models.get(item["digest"])
+        if event["state"] in REUSED and (found := known or self._find(item["digest"], event.get("producer"))):
             return found
         return self._create(stage.name, item["name"], item, source=run, params=stage_params(stage, self.redactor))
 
-    def _find(self, digest: str) -> str | None:
+    def _find(self, digest: str, producer: str | None) -> str | None:
+        """The model of this content that run `producer` made; the newest when that one is not known."""
         if found := self.tracker.models("regraft.digest", digest):
-            self.models[digest] = found[-1].model_id
+            made = [model for model in found if model.tags.get("regraft.run") == producer]
+            self.models[digest] = (made or found)[-1].model_id
         return self.models.get(digest)
 
     def _create(

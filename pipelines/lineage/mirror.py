@@ -13,7 +13,8 @@ from pathlib import Path
 from mlflow.entities import Metric
 
 from pipelines.journal import Event, Journal, run_directory
-from pipelines.lineage import note, records
+from pipelines.lineage import kin, note, records
+from pipelines.lineage.acceptance import accepted_for
 from pipelines.lineage.cursor import Cursor, identity
 from pipelines.lineage.figures import final_figures
 from pipelines.lineage.links import Linker
@@ -24,7 +25,12 @@ from stages.errors import UserError
 
 CHUNK = 2000
 """Events between two moves of the cursor."""
-STATUS = {"done": "FINISHED", "cached": "FINISHED", "failed": "FAILED", "skipped": "KILLED", "cancelled": "KILLED"}
+STATUS = {
+    **dict.fromkeys(("done", "cached", "kept"), "FINISHED"),
+    "failed": "FAILED",
+    "skipped": "KILLED",
+    "cancelled": "KILLED",
+}
 
 
 class RunMirror:
@@ -46,6 +52,10 @@ class RunMirror:
             "run-finished": self._on_run_finished,
         }
         self._links: Linker | None = None
+        self._before = ""
+        """The runs that this one goes back to, as Markdown, and as tags."""
+        self._back: dict[str, str] = {}
+        self._followers: kin.Followers = {}
         self._points: dict[str, list[Metric]] = {}
         self._ready: set[str] = set()
         """Attempts whose run this process has made, or completed."""
@@ -103,6 +113,8 @@ class RunMirror:
         experiment = self.tracker.experiment(event["pipeline"], self.redactor.text(event.get("description") or ""))
         found = self.tracker.runs_of(experiment, uid)
         runs = {name: run.info.run_id for name, run in found.items()}
+        self._before, self._back = kin.ancestors(self.tracker, event)
+        self._followers = kin.followers_of(found[PARENT].data.tags) if PARENT in found else {}
         self._running = {name for name, run in found.items() if run.info.status == "RUNNING" and name != PARENT}
         parent = runs.pop(PARENT, "")
         if self.cursor.uid != uid or self.cursor.tracking != self.tracker.uri or not parent:
@@ -114,10 +126,11 @@ class RunMirror:
         self._links.recover()
 
     def _on_run_started(self, event: Event) -> None:
-        tags = records.run_tags(self.view, self.cursor.uid, self.redactor)
+        tags = records.run_tags(self.view, self.cursor.uid, self.redactor) | self._back
         self.cursor.parent = self._ensure(self.cursor.parent, event["run"], tags)
         self.tracker.log(self.cursor.parent, params=records.run_params(self.view, self.redactor), tags=tags)
         self._attach("pipeline.yaml", self.redactor.document(event.get("resolved") or ""))
+        kin.follow(self.tracker, event, self.cursor.parent)
         around = {name: event.get(name) for name in ("command", "versions", "machine")}
         self._attach("environment.json", json.dumps(self.redactor.tree(around), indent=2))
 
@@ -141,8 +154,11 @@ class RunMirror:
         self._flush_points()
         read, made = self._links.link(stage, event, child)
         tags = records.result_tags(event, self.redactor)
+        tags |= records.drift_tags(accepted_for(self.store, event), self.redactor)
         origin = self._links.origin(event, tags)
         tags["mlflow.note.content"] = note.stage_note(stage, event, origin, self._links.addresses(), self.redactor)
+        if records.PRODUCER in tags:  # the producer's figures are the model's already
+            read, made = [], []
         self.tracker.log(child, metrics=final_figures(stage, event, read, made, self._last_ms), tags=tags)
         if event["state"] == "done":
             self._links.copy_reports(event, child)
@@ -202,7 +218,9 @@ class RunMirror:
     def _redraw(self) -> None:
         self._attach("dag.svg", note.picture(self.view))
         cursor = self.cursor
-        text = note.run_note(self.view, cursor.experiment, cursor.parent, cursor.children, cursor.lines)
+        later = kin.followers_text(self.tracker, self._followers)
+        ids = (cursor.experiment, cursor.parent, cursor.children, cursor.lines)
+        text = note.run_note(self.view, *ids, before=self._before, after=later)
         self.tracker.log(cursor.parent, tags={"mlflow.note.content": text})
         self._stale = False
 

@@ -9,16 +9,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from pipelines.cli.format import LEADING
 from pipelines.journal import Event
-from pipelines.lineage.drawing import Node, Status, draw, duration
+from pipelines.lineage.drawing import LABELS, Node, Status, draw, duration
 from pipelines.lineage.records import cut
 from pipelines.lineage.redact import Redactor
-from pipelines.lineage.view import RunView, StageView
+from pipelines.lineage.view import REUSED, RunView, StageView
 
-NOTE_LENGTH = 7500
+PAGES = "workflowType=machine_learning"
+"""Part of every address: a first visit without it shows MLflow's pages for agents, which know no models."""
+TAG_LENGTH = 8000
+NOTE_LENGTH = 7000
 """MLflow cuts a tag at 8000 characters, in the middle of a table row if need be."""
-ORDER = ("failed", "cancelled", "running", "done", "cached", "waiting", "skipped")
-MARKS = {"done": "✓", "cached": "↺", "failed": "✗", "running": "▸", "cancelled": "■", "skipped": "–", "waiting": "…"}
+ORDER = ("failed", "cancelled", "running", "done", "cached", "kept", "waiting", "skipped", "left")
+MARKS = {
+    "done": "✓",
+    "cached": "↺",
+    "kept": "=",
+    "left": "·",
+    "failed": "✗",
+    "running": "▸",
+    "cancelled": "■",
+    "skipped": "–",
+    "waiting": "…",
+}
+FOLLOWED = "Later: "
+"""Begins the paragraph that tells which runs went on from this one."""
+TABLE = "| | Stage | Method | Time | Figures |"
 
 
 def picture(view: RunView) -> str:
@@ -29,7 +46,7 @@ def picture(view: RunView) -> str:
 
 def link(text: str, experiment: str, run: str) -> str:
     """A Markdown link to a run in the same MLflow."""
-    return f"[{plain(text)}](#/experiments/{experiment}/runs/{run})"
+    return f"[{plain(text)}](#/experiments/{experiment}/runs/{run}?{PAGES})"
 
 
 def plain(text: str) -> str:
@@ -38,22 +55,43 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
 
 
-def run_note(view: RunView, experiment: str, parent: str, children: Mapping[str, str], version: int) -> str:
-    """The parent run's description. `version` makes the browser load a new picture."""
+def run_note(
+    view: RunView,
+    experiment: str,
+    parent: str,
+    children: Mapping[str, str],
+    version: int,
+    before: str = "",
+    after: str = "",
+) -> str:
+    """The parent run's description. `version` makes the browser load a new picture.
+
+    `before` tells which run this one goes back to, `after` which went on from it, as Markdown.
+    """
     took = f" · {duration(view.seconds)}" if view.seconds is not None else ""
     address = f"get-artifact?path=dag.svg&run_uuid={parent}&v={version}"
-    finished = view.count("done", "cached")
-    counts = ", ".join(f"{view.count(state)} {state}" for state in ORDER if view.count(state))
+    finished, chosen = view.count("done", *REUSED), len(view.stages) - view.count("left")
+    counts = ", ".join(f"{view.count(state)} {LABELS.get(state, state)}" for state in ORDER if view.count(state))
+    progress = "" if view.state == "done" else f"{finished} of {chosen} stages: "
+    told = f" · {before}" if before else ""
     head = [
-        f"{MARKS.get(view.state, '')} **{view.state}** · {finished} of {len(view.stages)} stages ({counts}){took}",
+        f"{MARKS.get(view.state, '')} **{view.state}** · {progress}{counts}{took}{told}",
         "",
         f"[![dag]({address})]({address})",
         "",
-        "| | Stage | Method | Time | Figures |",
+        TABLE,
         "|---|---|---|---:|---|",
     ]
     rows = [_row(stage, experiment, children.get(stage.attempt_id)) for stage in _by_interest(view)]
-    return _fit(head, rows)
+    return with_followers(_fit(head, rows), after)
+
+
+def with_followers(text: str, followers: str) -> str:
+    """A run's description with its paragraph about later runs, in place of the one it has."""
+    kept = [part for part in text.split("\n\n") if not part.startswith(FOLLOWED)]
+    place = next((index for index, part in enumerate(kept) if part.startswith(TABLE)), len(kept))
+    added = [f"{FOLLOWED}{followers}."] if followers else []
+    return cut("\n\n".join([*kept[:place], *added, *kept[place:]]), TAG_LENGTH)
 
 
 def stage_note(stage: StageView, event: Event, origin: str, models: Mapping[str, str], redactor: Redactor) -> str:
@@ -109,8 +147,15 @@ def _rank(state: str) -> int:
 def _row(stage: StageView, experiment: str, run: str | None) -> str:
     name = link(stage.name, experiment, run) if run else plain(stage.name)
     took = duration(stage.seconds) if stage.seconds is not None and stage.state in ("done", "failed") else ""
-    figures = ", ".join(f"{plain(key)} {_figure(value)}" for key, value in list(stage.metrics.items())[:4])
-    return _cells(f"{MARKS.get(stage.state, '')} {stage.state}", name, f"`{stage.uses}`", took, figures)
+    telling = [key for key in LEADING if key in stage.metrics] or [key for key, value in stage.metrics.items() if value]
+    figures = ", ".join(f"{plain(key)} {_figure(stage.metrics[key])}" for key in telling[:4])
+    state = f"{MARKS.get(stage.state, '')} {LABELS.get(stage.state, stage.state)}"
+    return _cells(_unbroken(state), name, f"`{stage.uses}`", _unbroken(took), figures)
+
+
+def _unbroken(text: str) -> str:
+    """`text` that a narrow column does not break."""
+    return text.replace(" ", "&nbsp;")
 
 
 def _figure(value: float) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 from pipelines.journal import Event
 from pipelines.lineage.redact import Redactor, clean_remote
-from pipelines.lineage.view import RunView, StageView
+from pipelines.lineage.view import REUSED, RunView, StageView
 
 PARAM_LENGTH = 500
 TAG_LENGTH = 5000
 NAME_LENGTH = 250
+PRODUCER = "regraft.producer_mlflow_run"
+"""Tag of a stage whose result an earlier run made: the MLflow run of that."""
 MOST_PARENT_PARAMS = 1000
 """Above this many the parent run's parameters would be a table that nobody reads and no page opens quickly."""
 
@@ -125,7 +127,7 @@ def stage_tags(view: RunView, stage: StageView, uid: str, key: str | None, redac
 
 def result_tags(event: Event, redactor: Redactor) -> dict[str, str]:
     """Tags of a stage's run, known when it is over."""
-    cached = event["state"] == "cached"
+    cached = event["state"] in REUSED
     tags: dict[str, Any] = {"regraft.state": event["state"], "regraft.reason": event.get("reason") or ""}
     tags |= {"regraft.key": event.get("key") or "", "regraft.cache": "hit" if cached else "miss"}
     if cached and event.get("producer"):
@@ -134,6 +136,12 @@ def result_tags(event: Event, redactor: Redactor) -> dict[str, str]:
     tags |= {f"regraft.error.{part}": error[part] for part in ("message", "fix") if error.get(part)}
     tags |= {f"regraft.evidence.{name}": value for name, value in _words(event.get("evidence")).items()}
     return texts(redactor.tree(tags), TAG_LENGTH)
+
+
+def drift_tags(acceptance: Mapping[str, Any], redactor: Redactor) -> dict[str, str]:
+    """Tags of a stage whose artifact a person has accepted although its code had changed since."""
+    told = {name: acceptance[name] for name in ("who", "reason", "when") if acceptance.get(name)}
+    return texts(redactor.tree({f"regraft.drift.{name}": value for name, value in told.items()}), TAG_LENGTH)
 
 
 def result_metrics(event: Event) -> dict[str, float]:
@@ -145,7 +153,9 @@ def result_metrics(event: Event) -> dict[str, float]:
 
 def run_metrics(view: RunView) -> dict[str, float]:
     """Figures of the whole run: how it went, and each stage's final metrics under its name."""
-    metrics = {f"stages/{state}": float(view.count(state)) for state in ("done", "cached", "failed", "skipped")}
+    metrics = {
+        f"stages/{state}": float(view.count(state)) for state in ("done", "cached", "kept", "failed", "skipped", "left")
+    }
     for stage in view.stages.values():
         metrics |= {f"{stage.slug}/{name}": float(v) for name, v in stage.metrics.items() if _is_number(v)}
     if view.seconds is not None:

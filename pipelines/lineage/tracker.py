@@ -82,6 +82,11 @@ class Tracker:
         runs = self._search_runs(self.experiments(), where, ViewType.ACTIVE_ONLY)
         return {found.data.tags.get("regraft.key", ""): found for found in runs}
 
+    def parent_of(self, run: str) -> Run | None:
+        """The MLflow run of the pipeline's run `run`, in whichever experiment; None when it is not there (yet)."""
+        where = f"tags.`regraft.run` = '{_quoted(run)}' and tags.`regraft.level` = 'run'"
+        return next(self._search_runs(self.experiments(), where, ViewType.ACTIVE_ONLY), None)
+
     def models(self, tag: str, value: str) -> list[LoggedModel]:
         """Logged models that carry a tag, in whichever experiment, oldest first."""
         where = f"tags.`{tag}` = '{_quoted(value)}'"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pipelines.journal import Event
+
+REUSED: Final = frozenset({"cached", "kept"})
+"""States of a stage whose artifact an earlier run made."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class RunView:
                 params=spec.get("params") or {},
                 execution=spec.get("execution") or {},
                 resources=spec.get("resources") or {},
+                state=spec.get("state") or "waiting",
             )
 
     def _on_stage_started(self, event: Event) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from pipelines.journal import Event
 from pipelines.lineage.redact import Redactor
-from pipelines.lineage.view import RunView, StageView
+from pipelines.lineage.view import REUSED, RunView, StageView
 from pipelines.report.values import GateReport, Link, RunReport, StageReport
 from pipelines.store import Manifest
 
@@ -45,6 +45,8 @@ def gather(events: Iterable[Event], manifests: Mapping[str, Manifest]) -> RunRep
         versions=started.get("versions") or {},
         machine=started.get("machine") or {},
         stages=tuple(stages.report(stage) for stage in view.stages.values()),
+        rerun_of=started.get("rerun_of") or "",
+        resumes=started.get("resumes") or "",
     )
 
 
@@ -93,8 +95,8 @@ class _Stages:
             state=stage.state,
             upstream=stage.upstream,
             attempt=stage.attempt or 1,
-            seconds=evidence.get("seconds") if stage.state == "cached" else stage.seconds,
-            producer=(stage.producer or "") if stage.state == "cached" else "",
+            seconds=evidence.get("seconds") if stage.state in REUSED else stage.seconds,
+            producer=(stage.producer or "") if stage.state in REUSED else "",
             reason=self.redactor.text(end.get("reason") or ""),
             seed=entry.get("seed"),
             params=self.redactor.tree(stage.params),
@@ -148,7 +150,7 @@ def _gates(stage: StageView, expect: Mapping[str, str], end: Event) -> tuple[Gat
     message = (end.get("error") or {}).get("message", "")
 
     def holds(metric: str) -> bool | None:
-        if stage.state in ("done", "cached"):
+        if stage.state in ("done", "cached"):  # what is kept was not judged
             return True
         measured = stage.state == "failed" and bool(end.get("outputs"))
         return f"expected {metric} " not in message if measured else None

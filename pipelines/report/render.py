@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.cli.format import format_metric, format_metrics
-from pipelines.lineage.drawing import Node, Status, draw
+from pipelines.lineage.drawing import LABELS, Node, Status, draw
 from pipelines.lineage.note import MARKS
 from pipelines.lineage.records import cut, flatten
 from pipelines.report.change import change, verdict
@@ -77,6 +77,7 @@ def render(report: RunReport, models: ModelTable, figures: Sequence[Gallery], cu
         counts=_counts(report.stages),
         when=datetime.fromtimestamp(report.began).astimezone().strftime("%-d %B %Y, %H:%M %Z"),
         marks=MARKS,
+        labels=LABELS,
         outcome=_outcome,
     )
     return CONTROL.sub("\ufffd", ANSI.sub("", page))
@@ -150,7 +151,8 @@ def _graph(stages: Sequence[StageReport]) -> dict[str, Any]:
 def _counts(stages: Iterable[StageReport]) -> str:
     counts: dict[str, int] = {}
     for stage in stages:
-        counts[stage.state] = counts.get(stage.state, 0) + 1
+        state = LABELS.get(stage.state, stage.state)
+        counts[state] = counts.get(state, 0) + 1
     return ", ".join(f"{number} {state}" for state, number in counts.items())
 
 

@@ -91,3 +91,7 @@ class RunReport:
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
     stages: tuple[StageReport, ...]
+    rerun_of: str = ""
+    """The run whose artifacts were the inputs of this one."""
+    resumes: str = ""
+    """The run that this one went on with."""

@@ -8,6 +8,7 @@ problems.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path as File
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from pipelines.spec.problems import Place, Problem, SpecError
+from pipelines.spec.problems import Nearest, Place, Problem, SpecError
 from stages.errors import UserError
 
 Path = tuple[str | int, ...]
@@ -25,9 +26,11 @@ Span = tuple[int, int, int]
 NOWHERE: Final[Span] = (0, 0, 1)
 """The span of what is not in the file, such as a value of `--set`."""
 
-MOST_BYTES: Final = 32 << 20
-MOST_VALUES: Final = 2_000_000
+MOST_BYTES: Final = 8 << 20
+MOST_VALUES: Final = 500_000
 DEEPEST: Final = 60
+LONGEST_NUMBER: Final = 1_000
+"""Characters beyond which a scalar is text: nothing counts that far, and Python refuses to print such integers."""
 
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG: Final = "tag:yaml.org,2002:"
@@ -84,12 +87,14 @@ class Document:
     def read(cls, file: File) -> Document:
         """Read and parse `file`. Raises UserError when it cannot be read, SpecError when it is not YAML."""
         try:
-            data = file.read_bytes()
+            with file.open("rb") as stream:
+                data = stream.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
-                raise UserError(f"{file} has {len(data):,} bytes; a pipeline file has at most {MOST_BYTES:,}")
+                message = f"the file has more than {MOST_BYTES:,} bytes, which no pipeline needs"
+                raise UserError(message, where=f"{file}:1", fix="give a pipeline file")
             return cls(str(file), data.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text (byte {error.start})", fix="save the file as UTF-8") from None
+            raise _not_text(str(file), data, error) from None
         except OSError as error:
             raise UserError(
                 f"cannot read {file}: {error.strerror}", fix="check the path of the pipeline file"
@@ -108,7 +113,7 @@ class Document:
                 break
         return Place(*span)
 
-    def problem(self, path: Path, message: str, hint: str = "", *, key: bool = False) -> None:
+    def problem(self, path: Path, message: str, hint: str | Nearest = "", *, key: bool = False) -> None:
         """Note a problem with the value (or key) at `path`."""
         self.problems.append(Problem(message, self.place(path, key=key), hint))
 
@@ -153,6 +158,10 @@ class _Builder:
             mark = error.problem_mark or error.context_mark
             span = (mark.line + 1, mark.column + 1, 1) if mark else (1, 1, 1)
             self._refuse(span, f"not YAML: {error.problem or error.context}")
+        except yaml.reader.ReaderError as error:
+            before = text.encode("utf-8", "surrogatepass")[: error.position].decode("utf-8", "ignore")
+            message = f"not YAML: the character U+{error.character:04X} is not allowed"
+            self._refuse(_after(before), message, "write it as an escape")
         except (yaml.YAMLError, ValueError) as error:
             self._refuse((1, 1, 1), f"not YAML: {' '.join(str(error).split())}")
 
@@ -209,7 +218,7 @@ class _Builder:
     def _add(self, value: Any, span: Span, anchor: str | None, size: int = 1) -> None:
         self.count += 1
         if self.count > MOST_VALUES:
-            self._refuse(span, f"aliases blow this file up to more than {MOST_VALUES:,} values")
+            self._refuse(span, f"with its aliases, this file holds more than {MOST_VALUES:,} values")
         if anchor:
             self.anchors[anchor] = (value, size)
         if not self.stack:
@@ -247,20 +256,28 @@ class _Builder:
     def _scalar(self, event: Any, span: Span) -> Any:
         text, tag = event.value, event.tag
         if tag is None:
-            return plain(text) if event.implicit[0] else text
+            return self._bounded(plain(text), span) if event.implicit[0] else text
         kind = tag.removeprefix(_TAG)
         value = text if kind in ("str", "!") else plain(text)
         if kind not in ("str", "!", "int", "float", "bool", "null"):
             self._refuse_tag(span, tag)
         if kind in ("int", "float", "bool", "null") and type(value).__name__ not in (kind, "NoneType"):
             self._refuse(span, f"{text!r} is not a {kind}")
+        return self._bounded(value, span)
+
+    def _bounded(self, value: Any, span: Span) -> Any:
+        """`value`, when a machine can count with it and JSON can write it."""
+        if isinstance(value, float) and not math.isfinite(value):
+            self._refuse(span, f"a number must be finite, found {value}", "quote it if it is text")
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            self._refuse(span, "a whole number must fit in 64 bits", "quote it if it is text")
         return value
 
     def _refuse_tag(self, span: Span, tag: str) -> None:
         self._refuse(span, f"the tag {tag} is not allowed: a pipeline file holds plain data")
 
-    def _refuse(self, span: Span, message: str) -> None:
-        problems = [*self.document.problems, Problem(message, Place(*span))]
+    def _refuse(self, span: Span, message: str, hint: str = "") -> None:
+        problems = [*self.document.problems, Problem(message, Place(*span), hint)]
         raise SpecError(self.document.file, self.document.lines, problems)
 
 
@@ -268,7 +285,7 @@ def plain(text: str) -> Any:
     """The value of an unquoted scalar, by the core schema of YAML 1.2 with `_` allowed inside numbers."""
     if text in _WORDS:
         return _WORDS[text]
-    if text[0] not in "-+.0123456789":
+    if text[0] not in "-+.0123456789" or len(text) > LONGEST_NUMBER:
         return text
     try:
         if _INT.fullmatch(text):
@@ -286,6 +303,18 @@ def parse_value(text: str) -> Any:
     document = Document("--set", text)
     document.raise_problems()
     return document.root
+
+
+def _not_text(file: str, data: bytes, error: UnicodeDecodeError) -> SpecError:
+    before = data[: error.start].decode("utf-8")
+    place = Place(*_after(before))
+    problem = Problem(f"not UTF-8 text: byte 0x{data[error.start]:02x}", place, "save the file as UTF-8")
+    return SpecError(file, data.decode("utf-8", "replace").split("\n"), [problem])
+
+
+def _after(before: str) -> Span:
+    """The span of the one character that follows the text `before`."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n"), 1
 
 
 def _span(event: Any) -> Span:

@@ -20,6 +20,8 @@ COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,
     "==": operator.eq,
 }
+LONGEST: Final = 1_000
+"""Characters of a gate: what is longer is none, and would take long to read."""
 _NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _REFERENCE: Final = r"\$\{{\s*(?P<stage{0}>[^{{}}]+?)\.(?P<metric{0}>[\w/-]+)\s*\}}"
 _GATE: Final = re.compile(
@@ -72,7 +74,7 @@ class Gate:
 
 def parse_gate(metric: str, text: str) -> Gate:
     """Read `text` such as `< 1.5` or `<= 1.05 * ${baseline.perplexity}`. Raises ValueError."""
-    match = _GATE.fullmatch(text)
+    match = _GATE.fullmatch(text) if len(text) <= LONGEST else None
     if not match:
         raise ValueError(
             f"{text!r} is not a gate; write a comparison and a number, such as '< 1.5', "

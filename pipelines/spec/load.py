@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path as File
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
@@ -20,16 +21,22 @@ from pipelines.spec.graph import order
 from pipelines.spec.inputs import read_inputs
 from pipelines.spec.overrides import STAGE_KEYS, apply
 from pipelines.spec.pipeline import Pipeline, StageSpec
-from pipelines.spec.problems import nearest
+from pipelines.spec.problems import Nearest
 from pipelines.spec.quantities import parse_bytes, parse_duration
 from pipelines.spec.template import references, substitute, substitute_known
 from stages import registry
+from stages.documentation import document
 from stages.errors import UserError
 from stages.stage import Resources, Stage
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PIPELINE_KEYS: Final = ("name", "description", "seed", "params", "stages")
 MOST_ARMS: Final = 10_000
+MOST_STAGES: Final = 50_000
+LONGEST_ARM: Final = 200
+MOST_GROWN: Final = 10_000_000
+"""Values and characters in the bodies of all stages once matrices are spread out and references replaced: a small file
+can ask for more than any memory holds."""
 
 
 def load(file: File, overrides: tuple[str, ...] = ()) -> Pipeline:
@@ -54,6 +61,8 @@ class _Reader:
         self.tell = document.problem
         self.params: Mapping[str, Any] = {}
         self.seed = 0
+        self.room = MOST_GROWN
+        self.found: dict[str, type[Stage] | UserError] = {}
 
     def pipeline(self, overrides: tuple[str, ...]) -> Pipeline | None:
         root = self.document.root
@@ -68,10 +77,13 @@ class _Reader:
         for key, value in self.params.items():
             if isinstance(value, dict):
                 self.tell(("params", key), "a pipeline parameter is a scalar or a list, found a mapping")
+            elif references(value, "params") | references(value, "matrix"):
+                self.tell(("params", key), f"a pipeline parameter cannot refer to another, found {value!r}")
         stages = self._stages(root)
         if self.document.problems:
             return None
-        return Pipeline(name, description, self.document.file, self.seed, stages, dict(self.params), overrides)
+        text = "\n".join(self.document.lines)
+        return Pipeline(name, description, self.document.file, self.seed, stages, dict(self.params), overrides, text)
 
     def _name(self, root: Located) -> str:
         name = root.get("name")
@@ -86,6 +98,7 @@ class _Reader:
             self.tell(("stages",), f"`stages` must be a mapping with at least one stage, found {_kind(raw)}")
             return {}
         arms: dict[str, list[tuple[str, Path, dict[str, Any]]]] = {}
+        num_stages = 0
         for base, body in raw.items():
             path: Path = ("stages", base)
             if not NAME.fullmatch(base):
@@ -95,6 +108,9 @@ class _Reader:
                 continue
             self._unknown_keys(body, path, STAGE_KEYS)
             arms[base] = self._expand(base, path, body)
+            num_stages += len(arms[base])
+            if num_stages > MOST_STAGES:
+                self._stop(path, f"with its matrices, the pipeline has more than {MOST_STAGES:,} stages")
         return self._connect(arms)
 
     def _expand(self, base: str, path: Path, body: Located) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -103,13 +119,15 @@ class _Reader:
         rest = {key: value for key, value in body.items() if key != "matrix"}
         matrix_path = (*path, "matrix")
         for key, values in list(matrix.items()):
-            if not isinstance(values, list) or not values or any(isinstance(value, (dict, list)) for value in values):
+            if not isinstance(values, list) or not values:
                 self.tell((*matrix_path, key), f"a matrix axis is a list of scalars, found {_kind(values)}")
                 return []
         axes = {
             key: [substitute(value, (*matrix_path, key), {"params": self.params}, self.tell) for value in values]
             for key, values in matrix.items()
         }
+        if not all(self._axis((*matrix_path, key), key, values) for key, values in axes.items()):
+            return []
         count = 1
         for values in axes.values():
             count *= len(values)
@@ -121,6 +139,21 @@ class _Reader:
             self._arm(base, path, rest, dict(zip(axes, values, strict=True)), named)
             for values in itertools.product(*axes.values())
         ]
+
+    def _axis(self, path: Path, key: str, values: list[Any]) -> bool:
+        """Whether the values can be part of the names of stages."""
+        if not key.isprintable():
+            self.tell(path, f"the name of a matrix axis must be printable, found {key!r}", key=True)
+            return False
+        for index, value in enumerate(values):
+            if isinstance(value, (dict, list)):
+                self.tell((*path, index), f"a matrix axis is a list of scalars, found {_kind(value)} in it")
+                return False
+            if not str(value).isprintable() or len(str(value)) > LONGEST_ARM:
+                rule = f"it must be printable and have at most {LONGEST_ARM} characters"
+                self.tell((*path, index), f"a matrix value is part of the stage's name: {rule}, found {value!r}")
+                return False
+        return True
 
     def _arm(
         self, base: str, path: Path, body: dict[str, Any], values: dict[str, Any], named: set[str]
@@ -135,6 +168,7 @@ class _Reader:
             filled["seed"] = direct.pop("seed")
         if direct and isinstance(filled.get("with", {}), dict):
             filled["with"] = {**(filled.get("with") or {}), **direct}
+        self._grow(path, filled)
         label = ",".join(f"{key}={value}" for key, value in values.items())
         return (f"{base}[{label}]" if values else base), path, filled
 
@@ -147,23 +181,27 @@ class _Reader:
                 self.tell(("stages", name.partition("[")[0], "matrix"), f"two arms of the matrix are the same: {name}")
         specs = {}
         for base, group in arms.items():
-            for index, (name, path, body) in enumerate(group):
+            for name, path, body in group:
                 stage = classes[base]
                 if stage is not None:
-                    slug = base if len(group) == 1 and name == base else f"{base}-{index:03d}"
-                    specs[name] = self._spec(name, slug, stage, path, body, names, of)
+                    specs[name] = self._spec(name, stage_slug(name), stage, path, body, names, of)
         return order(specs, self.tell)
 
     def _class(self, path: Path, body: dict[str, Any]) -> type[Stage] | None:
         uses = body.get("uses")
         if not isinstance(uses, str):
-            self.tell((*path, "uses"), "a stage needs `uses`: the method to run", nearest("", registry.METHODS))
+            self.tell((*path, "uses"), "a stage needs `uses`: the method to run", Nearest("", registry.METHODS))
             return None
-        try:
-            return registry.find(uses)
-        except UserError as error:
-            self.tell((*path, "uses"), error.message, error.fix)
+        if uses not in self.found:
+            try:
+                self.found[uses] = registry.find(uses)
+            except UserError as error:
+                self.found[uses] = error
+        found = self.found[uses]
+        if isinstance(found, UserError):
+            self.tell((*path, "uses"), found.message, found.fix)
             return None
+        return found
 
     def _spec(
         self,
@@ -182,14 +220,16 @@ class _Reader:
             uses=body["uses"],
             stage=stage,
             params=self._params(stage, path, body),
-            inputs=read_inputs(stage, path, body.get("inputs"), names, of, self.tell),
-            needs=self._needs(path, body, names),
+            inputs=read_inputs(stage, path, body.get("inputs"), names, of, self.tell, self._grow),
+            needs=self._needs(path, body, names, of),
             resources=self._resources(stage, path, body),
             retries=self._typed(body, path, "retries", int, 0, at_least=0),
             timeout_seconds=None if timeout is None else self._quantity((*path, "timeout"), timeout, parse_duration),
+            max_parallel=self._typed(body, path, "max_parallel", int, None, at_least=1),
             expect=self._gates(stage, path, body, of),
             seed=self._typed(body, path, "seed", int, self.seed),
             path=path,
+            place=f"{self.document.file}:{self.document.place(path, key=True).line}",
         )
 
     def _params(self, stage: type[Stage], path: Path, body: dict[str, Any]) -> Any:
@@ -205,9 +245,10 @@ class _Reader:
         where, kind = tuple(found["loc"]), found["type"]
         name = ".".join(str(part) for part in where)
         if kind == "extra_forbidden":
-            hint = nearest(str(where[-1]), stage.Params.model_fields)
+            hint = Nearest(str(where[-1]), stage.Params.model_fields)
             self.tell((*path, *where), f"unknown parameter {name!r}", hint, key=True)
         elif kind == "missing":
+            document()
             field = stage.Params.model_fields.get(str(where[0]))
             self.tell(path, f"missing parameter {name!r}", (field.description if field else "") or "")
         else:
@@ -216,7 +257,9 @@ class _Reader:
                 (*path, *where), f"parameter {name!r}: {message[0].lower()}{message[1:]}, found {found['input']!r}"
             )
 
-    def _needs(self, path: Path, body: dict[str, Any], names: Mapping[str, list[str]]) -> tuple[str, ...]:
+    def _needs(
+        self, path: Path, body: dict[str, Any], names: Mapping[str, list[str]], of: Mapping[str, type[Stage] | None]
+    ) -> tuple[str, ...]:
         value = body.get("needs") or []
         wanted = [value] if isinstance(value, str) else value
         if not isinstance(wanted, list):
@@ -224,13 +267,16 @@ class _Reader:
             return ()
         found: list[str] = []
         for index, item in enumerate(wanted):
-            if item in names:
+            if not isinstance(item, str):
+                self.tell((*path, "needs"), f"`needs` is a stage or a list of stages, found {_kind(item)} in it")
+            elif item in names:
+                self._grow((*path, "needs"), names[item])
                 found.extend(names[item])
-            elif any(item in group for group in names.values()):
+            elif item in of:
                 found.append(item)
             else:
                 at = (*path, "needs") if isinstance(value, str) else (*path, "needs", index)
-                self.tell(at, f"unknown stage {item!r} in needs", nearest(str(item), names))
+                self.tell(at, f"unknown stage {item!r} in needs", Nearest(str(item), names))
         return tuple(found)
 
     def _resources(self, stage: type[Stage], path: Path, body: dict[str, Any]) -> Resources:
@@ -261,7 +307,7 @@ class _Reader:
                 continue
             self._known_metric(at, stage, metric, key=True)
             if gate.of is not None and gate.of[0] not in of:
-                self.tell(at, f"unknown stage {gate.of[0]!r} in a gate", nearest(gate.of[0], of))
+                self.tell(at, f"unknown stage {gate.of[0]!r} in a gate", Nearest(gate.of[0], of))
             elif gate.of is not None:
                 self._known_metric(at, of[gate.of[0]], gate.of[1])
             gates.append(gate)
@@ -270,7 +316,7 @@ class _Reader:
     def _known_metric(self, path: Path, stage: type[Stage] | None, metric: str, *, key: bool = False) -> None:
         declared = stage.metrics if stage else ()
         if declared and not any(fnmatchcase(metric, pattern) for pattern in declared):
-            self.tell(path, f"{stage.__name__} reports no metric {metric!r}", nearest(metric, declared), key=key)
+            self.tell(path, f"{stage.__name__} reports no metric {metric!r}", Nearest(metric, declared), key=key)
 
     def _quantity(self, path: Path, value: Any, parser: Any) -> float:
         try:
@@ -295,10 +341,37 @@ class _Reader:
             return default
         return value
 
+    def _grow(self, path: Path, value: Any) -> None:
+        """Count what `value` adds to the pipeline. Raises SpecError when that is too much."""
+        todo = [value]
+        while todo and self.room > 0:
+            item = todo.pop()
+            self.room -= len(item) + 1 if isinstance(item, (str, list, dict)) else 1
+            if isinstance(item, (list, dict)):
+                todo.extend(item.values() if isinstance(item, dict) else item)
+        if self.room <= 0:
+            what = f"more than {MOST_GROWN:,} values and characters"
+            self._stop(path, f"with its matrices and references, the pipeline grows to {what}")
+
+    def _stop(self, path: Path, message: str) -> NoReturn:
+        """Tell a problem after which nothing more is read."""
+        self.tell(path, message, key=True)
+        self.document.raise_problems()
+        raise AssertionError("a problem was told")
+
     def _unknown_keys(self, body: Mapping[str, Any], path: Path, valid: tuple[str, ...]) -> None:
         for key in body:
             if key not in valid:
-                self.tell((*path, key), f"unknown key {key!r}", nearest(key, valid), key=True)
+                self.tell((*path, key), f"unknown key {key!r}", Nearest(key, valid), key=True)
+
+
+def stage_slug(name: str) -> str:
+    """A stage's name made safe for file names: the same for an arm whatever other arms the matrix has."""
+    base, bracket, label = name.partition("[")
+    if not bracket:
+        return base
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_")
+    return f"{base[:36]}-{readable[:32]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 _NAME_RULE: Final = "letters, digits, `_` and `-`, starting with a letter, 64 characters at most"

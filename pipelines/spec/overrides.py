@@ -13,7 +13,20 @@ from pipelines.spec.document import NOWHERE, Document, Mapping, parse_value
 from pipelines.spec.problems import nearest
 from stages.errors import UserError
 
-STAGE_KEYS: Final = ("uses", "with", "inputs", "needs", "matrix", "resources", "retries", "timeout", "expect", "seed")
+DEEPEST: Final = 20
+STAGE_KEYS: Final = (
+    "uses",
+    "with",
+    "inputs",
+    "needs",
+    "matrix",
+    "max_parallel",
+    "resources",
+    "retries",
+    "timeout",
+    "expect",
+    "seed",
+)
 
 
 def apply(document: Document, overrides: tuple[str, ...]) -> None:
@@ -41,6 +54,8 @@ def _path(root: Mapping, target: str, text: str) -> tuple[str, ...]:
     if parts[0] not in known_stages or len(parts) < 2:
         names = ["params.NAME", "seed", *(f"{stage}.PARAMETER" for stage in known_stages)]
         raise UserError(f"--set {text}: nothing is called {target!r}", fix=nearest(target, names))
+    if len(parts) > DEEPEST:
+        raise UserError(f"--set {text}: this name has {len(parts)} parts, at most {DEEPEST} are allowed")
     inner = parts[1:] if parts[1] in STAGE_KEYS else ("with", *parts[1:])
     return ("stages", parts[0], *inner)
 

@@ -40,10 +40,14 @@ class StageSpec:
     resources: Resources
     retries: int
     timeout_seconds: float | None
+    max_parallel: int | None
+    """Arms of its matrix that may be under way at a time; None: as many as there is room for."""
     expect: tuple[Gate, ...]
     seed: int
     path: Path
     """Where the stage stands in the file."""
+    place: str = ""
+    """The same for people: `quickstart.yaml:29`."""
 
     @cached_property
     def upstream(self) -> tuple[str, ...]:
@@ -69,6 +73,8 @@ class Pipeline:
     params: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     """The `--set` texts that were applied, as given."""
+    text: str = ""
+    """The file as it was read, without them."""
 
     def downstream(self, name: str) -> set[str]:
         """Every stage that waits, directly or not, for `name`."""
@@ -99,6 +105,7 @@ def _resolved(stage: StageSpec) -> dict[str, Any]:
         "resources": dict(vars(stage.resources)),
         "retries": stage.retries,
         "timeout_seconds": stage.timeout_seconds,
+        "max_parallel": stage.max_parallel,
         "expect": {gate.metric: gate.text for gate in stage.expect},
         "seed": stage.seed,
     }

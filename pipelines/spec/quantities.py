@@ -11,6 +11,10 @@ BYTES: Final = {
     **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)},
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
 }
+LONGEST: Final = 100
+"""Characters of a quantity: what is longer is none, and would take long to read."""
+LONGEST_SECONDS: Final = 3650 * 86400
+LARGEST_BYTES: Final = 1 << 63
 
 
 def parse_duration(text: str | float) -> float:
@@ -18,27 +22,27 @@ def parse_duration(text: str | float) -> float:
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         seconds = float(text)
     else:
-        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", str(text))
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", str(text)[: LONGEST + 1])
         if not parts or "".join(f"{number}{unit}" for number, unit in parts) != str(text).replace(" ", ""):
             raise ValueError(f"{text!r} is not a duration; write 90s, 15m, 2h or 1h30m")
         seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
-    if not seconds > 0:
-        raise ValueError(f"a duration must be more than 0, found {text!r}")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f"a duration must be more than 0 and at most {LONGEST_SECONDS // 86400} days, found {text!r}")
     return seconds
 
 
 def parse_bytes(text: str | int) -> int:
     """Bytes in `text`; a bare number is bytes. Raises ValueError."""
     if isinstance(text, int) and not isinstance(text, bool):
-        size = text
+        size: float = text
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b)\s*", str(text), re.IGNORECASE)
         if not match:
             raise ValueError(f"{text!r} is not a size; write 500MB or 4GiB")
-        size = int(float(match[1]) * BYTES[match[2].lower()])
-    if size < 0:
-        raise ValueError(f"a size cannot be negative, found {text!r}")
-    return size
+        size = float(match[1]) * BYTES[match[2].lower()]
+    if not 0 <= size < LARGEST_BYTES:
+        raise ValueError(f"a size must be at least 0 and less than 8 EiB, found {text!r}")
+    return int(size)
 
 
 def format_duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages import registry
+from stages.documentation import document
 
 _STRINGS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _REFERENCE = {"type": "string", "pattern": r"\$\{(params|matrix)\.[^}]+\}"}
@@ -56,6 +57,7 @@ def _stage() -> dict[str, Any]:
                     "memory": {"type": ["string", "integer"], "description": "Such as 4GiB"},
                 },
             },
+            "max_parallel": {"type": "integer", "minimum": 1, "description": "Arms of the matrix at a time"},
             "retries": {"type": "integer", "minimum": 0},
             "timeout": {"type": ["string", "number"], "description": "Such as 90s, 15m or 2h"},
             "expect": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -67,10 +69,15 @@ def _stage() -> dict[str, Any]:
 def _when(method: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """If `uses` is this method, then `with` and `inputs` are its own."""
     stage = registry.find(method)
+    document()
     params = stage.Params.model_json_schema()
     definitions.update(params.pop("$defs", {}))
     params["properties"] = {
-        name: {"anyOf": [value, _REFERENCE], "description": value.get("description", "")}
+        name: {
+            "anyOf": [value, _REFERENCE],
+            "description": value.get("description", ""),
+            "x-identity": stage.Params.identity_class(name),
+        }
         for name, value in params.get("properties", {}).items()
     }
     params.pop("required", None)

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pipelines.spec.document import Path
-from pipelines.spec.problems import nearest
+from pipelines.spec.problems import Nearest
 
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
+LONGEST_TEXT: Final = 1_000_000
+"""Characters that references may add to one text."""
+
 Scopes = Mapping[str, Mapping[str, Any]]
-Tell = Callable[[Path, str, str], None]
+Tell = Callable[[Path, str, str | Nearest], None]
 """Notes a problem: path, message, hint."""
 
 
@@ -57,15 +60,26 @@ def _text(text: str, path: Path, scopes: Scopes, tell: Tell) -> Any:
     whole = _REFERENCE.fullmatch(text)
     if whole:
         return _look_up(whole[1].strip(), path, scopes, tell, text)
-    return _REFERENCE.sub(lambda match: str(_look_up(match[1].strip(), path, scopes, tell, match[0])), text)
+    room = LONGEST_TEXT
+
+    def written(match: re.Match[str]) -> str:
+        nonlocal room
+        found = str(_look_up(match[1].strip(), path, scopes, tell, match[0])) if room > 0 else ""
+        room -= len(found)
+        return found
+
+    filled = _REFERENCE.sub(written, text)
+    if room <= 0:
+        tell(path, f"its references make this text longer than {LONGEST_TEXT:,} characters", "")
+    return filled
 
 
 def _look_up(reference: str, path: Path, scopes: Scopes, tell: Tell, otherwise: Any) -> Any:
     scope, _, name = reference.partition(".")
     if scope not in scopes or not name:
-        tell(path, f"unknown reference ${{{reference}}}", nearest(scope, [f"{known}.NAME" for known in scopes]))
+        tell(path, f"unknown reference ${{{reference}}}", Nearest(scope, [f"{known}.NAME" for known in scopes]))
     elif name not in scopes[scope]:
-        tell(path, f"no {scope} named {name!r}", nearest(name, scopes[scope]))
+        tell(path, f"no {scope} named {name!r}", Nearest(name, scopes[scope]))
     else:
         return scopes[scope][name]
     return otherwise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class StampedDigests:
         """Write what was learnt, if anything was."""
         if self.changed:
             content = {name: [*stamp, digest] for name, (stamp, digest) in sorted(self.known.items())}
-            write_atomically(self.file, json.dumps(content).encode())
+            write_atomically(self.file, json.dumps(content).encode(), durable=False)
             self.changed = False
 
 
@@ -86,15 +87,23 @@ def damage(directory: Path, files: tuple[File, ...], digests: StampedDigests, pr
     return None
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write `data` so that a reader sees the old file or the whole new one, also after a crash."""
+def write_atomically(file: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one.
+
+    What is not `durable` may be lost when the power fails, which is fine for what can be had again.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def tree_digest(source: Path, digests: StampedDigests) -> str:

@@ -53,6 +53,8 @@ class Manifest:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
     stage: str = ""
+    place: str = ""
+    """Directory below the artifact's own that holds the outputs: behind a URL each attempt has one, on a disk none."""
 
     def to_json(self) -> str:
         """The manifest as text."""

@@ -3,27 +3,35 @@
     artifacts/<method>/<key>/manifest.json     what it is; present means complete
     artifacts/<method>/<key>/<output>/…        the files
     runs/<run>/                                journal and logs of each run
-    scratch/<key>/                             a stage's own, survives retries, removed once its result is published
+    leases/<key>/<token>                       who computes this key now
+    scratch/<key>/<attempt>/                   a stage's own, survives retries, removed once its result is published
+    work/<run>/                                what attempts are writing; nobody reads it
     last/<pipeline>/<stage>.json               the key a stage had last, so that a change can be explained
 
 On a local disk publishing is one rename of a complete directory. Elsewhere the files go up first and the manifest last.
 Remote artifacts are read through a local copy.
+
+Several runs may use a store at once. What keeps them apart is the lease of a key and, whatever happens to leases, that
+revealing a result is atomic and the first result stays.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.store.contents import StampedDigests, damage, describe, write_atomically
+from pipelines.store.datasets import column_problem, declared_schema
+from pipelines.store.disk_lease import DiskLeases
+from pipelines.store.holder import Holder
+from pipelines.store.lease import Claim, Lease, Leases
 from pipelines.store.manifest import Manifest, OutputRecord
+from pipelines.store.runs import RunRecords
 from stages.errors import UserError
 from stages.stage import Output
 
@@ -40,17 +48,20 @@ def open_store(location: str) -> Store:
     return Store(Path(location.removeprefix("file://")))
 
 
-class Store:
+class Store(RunRecords):
     """A store on a local (or shared) disk."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        super().__init__(root.absolute())
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot make the store {self.root}: {error.strerror}"
             raise UserError(message, fix="choose another place with --store") from None
         self._sources: StampedDigests | None = None
+        self.tell: Callable[[float, float, str], None] = lambda *_: None
+        """Hears how far a transfer is: done, total, unit."""
+        self.leases = Leases(DiskLeases(self.root / "leases"))
 
     @property
     def location(self) -> str:
@@ -66,7 +77,7 @@ class Store:
 
     def directory(self, method: str, key: str) -> Path:
         """Where the artifact with this key is, or would be."""
-        return self.root / "artifacts" / method.replace(":", "-") / key[:KEY_LENGTH]
+        return Path(f"{self.root}/artifacts/{method.replace(':', '-')}/{key[:KEY_LENGTH]}")
 
     def find(self, method: str, key: str) -> Manifest | None:
         """The manifest of a published artifact, or None."""
@@ -97,48 +108,84 @@ class Store:
             raise UserError(message, where=self.uri(manifest, output), fix="run the pipeline again: it is made anew")
         return self.directory(manifest.method, manifest.key) / output
 
-    def workspace(self, key: str) -> Path:
+    def manifests(self) -> Iterator[tuple[str, Manifest | None]]:
+        """Where each artifact is, with its manifest; None for a manifest that cannot be read."""
+        for file in sorted((self.root / "artifacts").glob("*/*/manifest.json")):
+            yield str(file.parent), parse_manifest(file.read_bytes())
+
+    def claim(self, key: str, holder: Holder) -> Claim:
+        """A run's wish for the lease of `key`."""
+        return Claim(self.leases, self.claim_key(key), holder)
+
+    @staticmethod
+    def claim_key(key: str) -> str:
+        """The name of a key among the leases."""
+        return key[:KEY_LENGTH]
+
+    def workspace(self, key: str, run: str = "none") -> Path:
         """A fresh directory for one attempt's outputs, on the same disk as the artifacts."""
-        path = self.root / "work" / f"{key[:KEY_LENGTH]}-{uuid.uuid4().hex[:8]}"
+        path = self.root / "work" / run / f"{key[:KEY_LENGTH]}-{uuid.uuid4().hex[:8]}"
         path.mkdir(parents=True)
         return path
 
-    def clear_work(self) -> None:
-        """Remove what runs that died left half made. Call it only while holding the store."""
-        shutil.rmtree(self.root / "work", ignore_errors=True)
+    def scratch(self, key: str, attempt: str = "attempt") -> Path:
+        """The directory that survives retries and restarts of this key, from now on of the attempt named so alone.
 
-    def scratch(self, key: str) -> Path:
-        """The directory that survives retries and restarts of this key."""
-        path = self.root / "scratch" / key[:KEY_LENGTH]
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        Taking it over is a rename: an earlier attempt that is still at work finds its directory gone.
+        """
+        parent = self.root / "scratch" / key[:KEY_LENGTH]
+        parent.mkdir(parents=True, exist_ok=True)
+        target = parent / attempt
+        for earlier in sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+            if earlier.name != attempt and not target.exists():
+                earlier.rename(target)
+            elif earlier.name != attempt:
+                shutil.rmtree(earlier, ignore_errors=True)
+        target.mkdir(exist_ok=True)
+        return target
 
     def drop_scratch(self, key: str) -> None:
         """Remove the scratch of a key whose result is published."""
         shutil.rmtree(self.root / "scratch" / key[:KEY_LENGTH], ignore_errors=True)
 
-    def publish(self, draft: Manifest, outputs: Mapping[str, Output], workspace: Path) -> Manifest:
+    def publish(
+        self,
+        draft: Manifest,
+        outputs: Mapping[str, Output],
+        workspace: Path,
+        lease: Lease | None = None,
+        *,
+        replacing: bool = False,
+    ) -> Manifest:
         """Make the outputs in `workspace` visible under the draft's key, in one step.
 
-        When the key was published meanwhile, that result is kept and returned. Raises UserError for an output that the
-        stage declared and did not write.
+        When the key was published meanwhile, that result is kept and returned; `replacing` puts it aside. Raises
+        UserError for an output that is not what the stage declared, LeaseLostError when another run has taken over.
         """
+        manifest = self._seal(draft, outputs, workspace)
+        return self._reveal(manifest, workspace, lease, replacing=replacing)
+
+    def _seal(self, draft: Manifest, outputs: Mapping[str, Output], workspace: Path) -> Manifest:
+        """Write the manifest beside the outputs."""
         digests = StampedDigests(workspace / "stamps.json")
         records = {name: _record(workspace / name, name, output, digests) for name, output in outputs.items()}
         manifest = replace(draft, outputs=records)
         digests.save()
         write_atomically(workspace / "manifest.json", manifest.to_json().encode())
-        return self._reveal(manifest, workspace)
+        return manifest
 
-    def _reveal(self, manifest: Manifest, workspace: Path) -> Manifest:
+    def _reveal(self, manifest: Manifest, workspace: Path, lease: Lease | None, *, replacing: bool) -> Manifest:
         target = self.directory(manifest.method, manifest.key)
         target.parent.mkdir(parents=True, exist_ok=True)
         earlier = read_manifest(target, manifest.key)
-        if earlier and not self.damage(earlier):
+        whole = earlier is not None and not Store.damage(self, earlier)
+        if earlier and whole and not replacing:
             shutil.rmtree(workspace)
             return earlier
+        if lease:
+            self.leases.check(lease)
         if target.exists():
-            self._set_aside(target)
+            self.set_aside(target, "replaced" if whole else "damaged")
         try:
             workspace.rename(target)
         except OSError:
@@ -150,26 +197,27 @@ class Store:
         _sync_directory(target.parent)
         return manifest
 
-    def _set_aside(self, target: Path) -> None:
-        """Keep what was damaged, out of the way: nothing that a person may have changed by hand is deleted."""
-        aside = self.root / "damaged" / f"{target.parent.name}-{target.name}-{uuid.uuid4().hex[:6]}"
+    def set_aside_artifact(self, where: str) -> str:
+        """Take the artifact in directory `where` out of the way; returns where it is now."""
+        return str(self.set_aside(Path(where)))
+
+    def set_aside(self, target: Path, folder: str = "damaged") -> Path:
+        """Keep what was damaged, or is made anew, out of the way: nothing a person may have changed is deleted."""
+        aside = self.root / folder / f"{target.parent.name}-{target.name}-{uuid.uuid4().hex[:6]}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         target.rename(aside)
+        return aside
 
     def discard(self, workspace: Path) -> None:
         """Remove an attempt's outputs that will not be published."""
         shutil.rmtree(workspace, ignore_errors=True)
-
-    def run_directory(self, run: str) -> Path:
-        """The local directory with the run's journal and logs."""
-        return self.root / "runs" / run
 
     def remember_last(self, pipeline: str, stage: str, manifest: Manifest) -> None:
         """Note the key a stage of a pipeline had last."""
         file = self.root / "last" / pipeline / f"{stage}.json"
         entry = json.dumps({"key": manifest.key, "method": manifest.method}).encode()
         if not (file.exists() and file.read_bytes() == entry):
-            write_atomically(file, entry)
+            write_atomically(file, entry, durable=False)
 
     def last(self, pipeline: str, stage: str) -> Manifest | None:
         """The manifest a stage of a pipeline had last, if it is still there."""
@@ -179,31 +227,22 @@ class Store:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    @contextlib.contextmanager
-    def lock(self, about: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the store for one run. Raises UserError naming the holder. The kernel frees it when a holder dies."""
-        import fcntl
-
-        file = (self.root / "run.lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _busy(self.location, file.read()) from None
-        with file:
-            file.truncate(0)
-            file.write(json.dumps(dict(about)))
-            file.flush()
-            yield
-
 
 def read_manifest(directory: Path, key: str) -> Manifest | None:
     """The manifest in `directory` when it is whole and belongs to `key`."""
     try:
-        manifest = Manifest.from_json((directory / "manifest.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        manifest = parse_manifest((directory / "manifest.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return manifest if manifest.key == key else None
+    return manifest if manifest and manifest.key == key else None
+
+
+def parse_manifest(data: bytes) -> Manifest | None:
+    """The manifest in `data`, or None when it is not one."""
+    try:
+        return Manifest.from_json(data)
+    except ValueError:
+        return None
 
 
 def _record(directory: Path, name: str, output: Output, digests: StampedDigests) -> OutputRecord:
@@ -212,18 +251,10 @@ def _record(directory: Path, name: str, output: Output, digests: StampedDigests)
         raise UserError(f"the stage wrote nothing for its output {name!r}", fix="write it below context.output(name)")
     schema = output.schema
     if output.kind.kind == "dataset" and schema is None:
-        schema = json.loads((directory / "dataset.json").read_bytes()).get("schema")
+        schema = declared_schema(directory)
+    if output.kind.kind == "dataset" and schema and (problem := column_problem(directory, schema)):
+        raise UserError(f"output {name!r} is not the dataset it says: {problem}", fix="mend the stage that wrote it")
     return OutputRecord.of(output.kind.kind, schema, files)
-
-
-def _busy(location: str, holder: str) -> UserError:
-    try:
-        about = json.loads(holder)
-    except ValueError:
-        about = {}
-    who = ", ".join(f"{key} {value}" for key, value in about.items()) or "another run"
-    fix = "wait for it, stop it with Ctrl-C where it runs, or use another place with --store"
-    return UserError(f"the store {location} is in use by {who}", fix=fix)
 
 
 def _sync_directory(path: Path) -> None:

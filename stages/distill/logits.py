@@ -105,6 +105,11 @@ class DistillLogits(Stage):
 
 
 def _check_depth(teacher: Model) -> None:
+    if teacher.grafts:
+        raise UserError(
+            f"the teacher has grafts ({', '.join(graft['name'] for graft in teacher.grafts)}), no layer can be dropped",
+            fix="give a student as input `student`, or prune the model before it was converted",
+        )
     num_layers = teacher.config.get("num_hidden_layers")
     if not isinstance(num_layers, int) or num_layers < 2:
         raise UserError(

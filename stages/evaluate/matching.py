@@ -108,5 +108,6 @@ def require_ids_below(largest_id: int, config: dict[str, Any], where: str = "") 
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a `config.json` that describes the language model."""
-    return config.get("text_config", config)
+    """The part of a `config.json` that describes the language model: below the grafts, beside other modalities."""
+    base = config.get("base", config)
+    return base.get("text_config", base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grafts.loader import save_model
-from grafts.rtn import Bits, Quantised, dequantise, packed_tensors, quantise
+from grafts.packing import packed_tensors
+from grafts.rtn import Bits, Quantised, dequantise, quantise
 from stages.artifacts import write_json
 from stages.errors import UserError
 
@@ -30,46 +31,75 @@ class Scheme:
     group_size: int
     symmetric: bool
 
+    def round(self, weight_OI: Tensor) -> Quantised:
+        """`weight_OI` rounded to nearest."""
+        return quantise(weight_OI, self.bits, self.group_size, symmetric=self.symmetric)
+
 
 @dataclass(frozen=True)
-class Packed:
-    """A model's tensors with its linears packed, and how far the weights moved."""
+class Targets:
+    """The linears of a model that are quantised, by name, and those that stay."""
 
-    tensors: dict[str, Tensor]
+    layers: dict[str, nn.Linear]
+    kept: list[str]
+
+
+@dataclass
+class Packed:
+    """The packed tensors of a model's linears, and how far the weights moved."""
+
+    scheme: Scheme
     kept: list[str]
     """Linears left in full precision."""
-    layer_errors: dict[str, float]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    layer_errors: dict[str, float] = field(default_factory=dict)
     """||W - W'|| / ||W|| (Frobenius) by layer."""
-    num_quantised: int
+    num_quantised: int = 0
     """Weights that are codes now."""
 
+    def add(self, name: str, weight_OI: Tensor, quantised: Quantised) -> None:
+        """Pack the codes that stand for the weight of layer `name`."""
+        packed = packed_tensors(quantised, self.scheme.bits)
+        self.tensors.update({f"{name}.{part}": tensor for part, tensor in packed.items()})
+        self.layer_errors[name] = relative_error(weight_OI, quantised)
+        self.num_quantised += weight_OI.numel()
 
-def pack_model(model: PreTrainedModel, scheme: Scheme, skip: Sequence[str], progress: Progress) -> Packed:
-    """Quantise every linear of `model` but those whose name matches a glob in `skip`; the model stays as it is.
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of `model`, with codes in place of the weights that have them."""
+        others = {key: value for key, value in model.state_dict().items() if not self._is_packed(key)}
+        return {**others, **self.tensors}
+
+    def _is_packed(self, key: str) -> bool:
+        return key.endswith(".weight") and key.removesuffix(".weight") in self.layer_errors
+
+
+def round_model(model: PreTrainedModel, scheme: Scheme, skip: Sequence[str], progress: Progress) -> Packed:
+    """Round every linear of `model` but those that `skip` keeps to nearest; the model stays as it is. See `targets`."""
+    chosen = targets(model, scheme, skip)
+    packed = Packed(scheme, chosen.kept)
+    for done, (name, layer) in enumerate(chosen.layers.items(), start=1):
+        packed.add(name, layer.weight.data, scheme.round(layer.weight.data))
+        progress(done, len(chosen.layers), "layers")
+    return packed
+
+
+def targets(model: PreTrainedModel, scheme: Scheme, skip: Sequence[str]) -> Targets:
+    """The linears of `model` to quantise: all but those whose name matches a glob in `skip`.
 
     Raises UserError when a weight is not finite, is tied to the embedding, has a width no group divides, or belongs to
-    a structure that this format has no place for.
+    a structure that the format has no place for.
     """
     layers, kept = choose_layers(model, skip)
     for name, layer in layers.items():
         _require_packable(name, layer, scheme)
-    tensors: dict[str, Tensor] = dict(model.state_dict())
-    errors: dict[str, float] = {}
-    for done, (name, layer) in enumerate(layers.items()):
-        quantised = quantise(layer.weight.data, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
-        errors[name] = relative_error(layer.weight.data, quantised)
-        del tensors[f"{name}.weight"]
-        packed = packed_tensors(quantised, scheme.bits)
-        tensors.update({f"{name}.{part}": tensor for part, tensor in packed.items()})
-        progress(done + 1, len(layers), "layers")
-    return Packed(tensors, kept, errors, sum(layer.weight.numel() for layer in layers.values()))
+    return Targets(layers, kept)
 
 
-def save_packed(model: PreTrainedModel, packed: Packed, scheme: Scheme, directory: Path, tokenizer_from: Path) -> None:
+def save_packed(model: PreTrainedModel, packed: Packed, directory: Path, tokenizer_from: Path) -> None:
     """Write the packed checkpoint of `model` into `directory`, with the config that tells every loader how it is."""
-    save_model(model, directory, tokenizer_from=tokenizer_from, state_dict=packed.tensors)
+    save_model(model, directory, tokenizer_from=tokenizer_from, state_dict=packed.state_dict(model))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = quantization_config(scheme, packed.kept)
+    config["quantization_config"] = quantization_config(packed.scheme, packed.kept)
     write_json(directory / "config.json", config)
 
 
@@ -136,7 +166,7 @@ def _require_only_linears(model: nn.Module, skip: Sequence[str]) -> None:
                 what = "experts fused into one tensor" if parameter.ndim == 3 else "a weight outside nn.Linear"
                 raise UserError(
                     f"{name} of shape {tuple(parameter.shape)} is {what} ({type(module).__name__}), "
-                    "which quantize.rtn cannot pack yet",
+                    "which cannot be quantised yet",
                     fix=f"to keep it in full precision on purpose, add it to skip: ['{name}'] (globs are allowed)",
                 )
 

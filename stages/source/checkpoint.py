@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from grafts.config import GraftedConfig
 from grafts.loader import copy_tokenizer, load_gguf, save_model, save_tokenizer
 from stages.artifacts import write_json
 from stages.errors import UserError
@@ -114,7 +115,8 @@ def _write_index(source: Path, directory: Path) -> None:
 
 def _require_known_architecture(source: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
     model_type = str(config.get("model_type", ""))
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (trust_remote_code and "auto_map" in config):
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, GraftedConfig.model_type}
+    if model_type in known or (trust_remote_code and "auto_map" in config):
         return
     if "auto_map" in config:
         raise UserError(

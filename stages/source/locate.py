@@ -105,9 +105,9 @@ def _existing(path: Path, text: str, prefix: str = "") -> Path:
     folder = path.parent
     while not folder.is_dir():
         folder = folder.parent
-    same_name = [found for found in sorted(folder.rglob(path.name))[:1] if prefix]
-    if same_name:
-        root = package_folder(prefix.removeprefix("package:"))
+    root = package_folder(prefix.removeprefix("package:")) if prefix else None
+    same_name = sorted(found for found in root.rglob("*") if found.name == path.name) if root else []
+    if root and same_name:
         hint = f"; did you mean '{prefix}/{same_name[0].relative_to(root).as_posix()}'?"
     else:
         hint = nearest(path.name, sorted(entry.name for entry in folder.iterdir()))

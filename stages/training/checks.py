@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
+from stages.evaluate.matching import text_config
 
 
 def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
@@ -19,7 +20,7 @@ def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
             f"{name} was made by tokenizer {found or '(unknown)'}, the {role} has tokenizer {expected}",
             fix=f"prepare {name} with the tokenizer of the {role}: give that model to its `data.prepare`",
         )
-    context_length = model.config.get("max_position_embeddings")
+    context_length = text_config(model.config).get("max_position_embeddings")
     if context_length is not None and data.card.sequence_length > context_length:
         raise UserError(
             f"{name} has windows of {data.card.sequence_length} tokens, the {role} reads at most {context_length}",
@@ -29,7 +30,7 @@ def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
 
 def check_one_vocabulary(teacher: Model, student: Model) -> None:
     """Teacher and student predict the same tokens."""
-    sizes = [model.config.get("vocab_size") for model in (teacher, student)]
+    sizes = [text_config(model.config).get("vocab_size") for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"the teacher has a vocabulary of {sizes[0]} tokens, the student of {sizes[1]}",

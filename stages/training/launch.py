@@ -1,11 +1,13 @@
 """Starting the workers of a training run: one trains in this process, more under Ray Train.
 
-The only training file that knows Ray, and it imports Ray only for more than one worker. Events come home through a
-queue, so that `Context.emit` may be any callable, and a worker's own error is what the caller sees.
+The only training file that knows Ray, and it imports Ray only for more than one worker. Events come home through an
+actor, so that `Context.emit` may be any callable; the wish to stop goes out the same way, and a worker's own error is
+what the caller sees.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import shutil
@@ -22,9 +24,7 @@ from stages.training.local import environment, train_as, train_here
 from stages.training.task import Task, TrainingResult
 
 if TYPE_CHECKING:
-    from ray.util.queue import Queue
-
-    from stages.training.recipe import Emit, Recipe
+    from stages.training.recipe import Emit, Recipe, Stopping
     from stages.training.settings import TrainingParameters
 
 
@@ -40,7 +40,7 @@ def run_training(recipe: Recipe, settings: TrainingParameters, context: Context)
     """
     task = Task(recipe, settings, context.seed, context.scratch / "checkpoints")
     if context.resources.workers == 1:
-        return train_here(task, context.emit)
+        return train_here(task, context.emit, context.stopping)
     return _train_under_ray(task, context)
 
 
@@ -54,19 +54,19 @@ def _train_under_ray(task: Task, context: Context) -> TrainingResult:
         else:
             context.emit(event)
 
-    with _cluster(context.resources), _forwarded(receive) as queue:
-        _fit(task, queue, context.resources, context.scratch / "ray")
+    with _cluster(context.resources), _home(receive, context.stopping) as home:
+        _fit(task, home, context.resources, context.scratch / "ray")
     return results[0]
 
 
-def _fit(task: Task, queue: Queue, resources: Resources, storage: Path) -> None:
+def _fit(task: Task, home: Any, resources: Resources, storage: Path) -> None:
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     shutil.rmtree(storage, ignore_errors=True)  # Ray Train would take a finished run there for its own
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"task": task, "queue": queue},
+        train_loop_config={"task": task, "home": home},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
@@ -84,12 +84,20 @@ def _fit(task: Task, queue: Queue, resources: Resources, storage: Path) -> None:
 
 def _worker_main(config: Mapping[str, Any]) -> None:
     """A Ray Train worker: Ray has made the process group already."""
+    import ray
     import ray.train
 
-    place, queue = ray.train.get_context(), config["queue"]
-    result = train_as(config["task"], place.get_world_rank(), place.get_world_size(), queue.put)
+    place, home = ray.train.get_context(), config["home"]
+
+    def emit(event: dict[str, Any]) -> None:
+        ray.get(home.put.remote(event))
+
+    def stopping() -> bool:
+        return ray.get(home.stopping.remote())
+
+    result = train_as(config["task"], place.get_world_rank(), place.get_world_size(), emit, stopping)
     if place.get_world_rank() == 0:
-        queue.put({"event": RESULT, "result": result})
+        emit({"event": RESULT, "result": result})
 
 
 def _cause(error: Exception) -> Exception:
@@ -140,27 +148,52 @@ def _cluster(resources: Resources) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def _forwarded(emit: Emit) -> Iterator[Queue]:
-    """A queue whose events, put by any process, reach `emit` in this one, in order; all of them have on leaving."""
-    from ray.util.queue import Queue
+class _Home:
+    """An actor between the workers and the process that started them."""
 
-    queue, failures = Queue(actor_options={"num_cpus": 0}), []
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+        self.stop = False
+
+    async def put(self, event: dict[str, Any] | None) -> None:
+        await self.events.put(event)
+
+    async def get(self) -> dict[str, Any] | None:
+        return await self.events.get()
+
+    async def ask_to_stop(self) -> None:
+        self.stop = True
+
+    async def stopping(self) -> bool:
+        return self.stop
+
+
+@contextmanager
+def _home(emit: Emit, stopping: Stopping) -> Iterator[Any]:
+    """A `_Home` whose events reach `emit` in this process, in order; all of them have on leaving.
+
+    Each event is an occasion to see whether to stop.
+    """
+    import ray
+
+    home, failures = ray.remote(num_cpus=0)(_Home).remote(), []
 
     def forward() -> None:
-        while (event := queue.get()) is not None:
+        while (event := ray.get(home.get.remote())) is not None:
             try:
                 emit(event)
+                if stopping():
+                    home.ask_to_stop.remote()
             except Exception as error:  # told to the caller below: a thread has nobody to raise to
                 failures.append(error)
 
     thread = threading.Thread(target=forward, name="training-events", daemon=True)
     thread.start()
     try:
-        yield queue
+        yield home
     finally:
-        queue.put(None)
+        home.put.remote(None)
         thread.join()
-        queue.shutdown()
+        ray.kill(home)
     if failures:
         raise failures[0]

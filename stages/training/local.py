@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stages.training.recipe import Emit
+    from stages.training.recipe import Emit, Stopping
     from stages.training.task import Task, TrainingResult
 
 
-def train_here(task: Task, emit: Emit) -> TrainingResult:
+def train_here(task: Task, emit: Emit, stopping: Stopping = lambda: False) -> TrainingResult:
     """Train in this process, in a world of one that opens no port, and leave no trace of it."""
     with environment(DS_ACCELERATOR=None, **_world_of_one()):
         from stages.training.engine import use_accelerator
@@ -23,7 +23,7 @@ def train_here(task: Task, emit: Emit) -> TrainingResult:
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
-            return train_as(task, rank=0, world_size=1, emit=emit)
+            return train_as(task, rank=0, world_size=1, emit=emit, stopping=stopping)
         finally:
             _leave_process_group()
 
@@ -34,7 +34,7 @@ def _world_of_one() -> dict[str, str]:
     return {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": loopback}
 
 
-def train_as(task: Task, rank: int, world_size: int, emit: Emit) -> TrainingResult:
+def train_as(task: Task, rank: int, world_size: int, emit: Emit, stopping: Stopping = lambda: False) -> TrainingResult:
     """What every worker does once its process group exists."""
     from stages.training.engine import use_accelerator
     from stages.training.loop import train
@@ -43,7 +43,7 @@ def train_as(task: Task, rank: int, world_size: int, emit: Emit) -> TrainingResu
 
     device = use_accelerator()
     _open_deepspeed()
-    return train(task, Worker(rank, world_size, device, torch_dtype(task.settings.precision), emit))
+    return train(task, Worker(rank, world_size, device, torch_dtype(task.settings.precision), emit, stopping))
 
 
 def _open_deepspeed() -> None:

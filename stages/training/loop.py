@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from stages.errors import UserError
+from stages.errors import StoppedError, UserError
 from stages.training import checkpoints
 from stages.training.engine import build_engine, clipped_norm, full_weights, set_learning_rate
 from stages.training.order import global_batch, micro_batches, step_seed, worker_share
@@ -33,6 +33,7 @@ class StepResult:
     losses: dict[str, float]
     grad_norm: float
     checkpoint_due: bool
+    stop: bool
 
 
 def train(task: Task, worker: Worker) -> TrainingResult:
@@ -82,15 +83,18 @@ class _Loop:
         curves = {**result.losses, "learning_rate": rate, "grad_norm": result.grad_norm}
         self.telemetry.updated(step + 1, time.monotonic() - started, curves)
         self._evaluate(step + 1)
-        if result.checkpoint_due:
+        if result.checkpoint_due or result.stop:
             checkpoints.save(self.engine, self.task.checkpoint_directory, step + 1, self.loss, self.layout)
             self.saved_at = time.monotonic()
+        if result.stop:
+            raise StoppedError(f"stopped after step {step + 1} of {self.num_steps}, with a checkpoint to go on from")
 
     def _optimise(self, step: int) -> StepResult:
         """One update: every micro-batch forward and backward, the checks, the optimiser."""
         shares = list(self._micro_batches(step))
         due = self.worker.rank == 0 and time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_minutes
-        num_targets, num_due = self._summed([sum(share.num_targets for share in shares), due])
+        stop = self.worker.rank == 0 and self.worker.stopping()
+        num_targets, num_due, num_stop = self._summed([sum(share.num_targets for share in shares), due, stop])
         if num_targets == 0:
             raise UserError(f"step {step + 1} has no target token in its whole batch", fix="check the data's loss mask")
         sums: dict[str, Tensor] = {}
@@ -100,7 +104,7 @@ class _Loop:
                 self.engine.step()  # counts the micro-batch; the update comes with the last one
         losses = {name: total / num_targets for name, total in zip(sums, self._summed(sums.values()), strict=True)}
         self._require_finite(step, "loss", losses["loss"])
-        return StepResult(losses, self._step_engine(step), checkpoint_due=num_due > 0)
+        return StepResult(losses, self._step_engine(step), checkpoint_due=num_due > 0, stop=num_stop > 0)
 
     def _micro_batches(self, step: int) -> Iterator[_Share]:
         """This worker's micro-batches of `step`: as many on every worker, since they take part in each collective."""

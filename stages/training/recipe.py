@@ -17,6 +17,10 @@ Emit = Callable[[dict[str, Any]], None]
 """Where events go: `Context.emit`, or whatever brings them there from another process."""
 
 
+Stopping = Callable[[], bool]
+"""Whether to save a checkpoint and stop."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """Where a recipe runs: its rank among the workers, the device and the dtype of forward passes."""
@@ -26,6 +30,8 @@ class Worker:
     device: torch.device
     dtype: torch.dtype
     emit: Emit = lambda _: None
+    stopping: Stopping = lambda: False
+    """Asked once a step, by worker 0."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def test_run_then_cached_then_changed(regraft, tmp_path):
     plan = regraft("plan", "p.yaml", "--set", "params.text=xyz")
     assert "params.text 'abc' → 'xyz'" in plan
     assert "waits for what a will make" in plan
-    assert json.loads(regraft("plan", "p.yaml", "--json"))[0]["state"] == "cached"
+    assert json.loads(regraft("plan", "p.yaml", "--json"))["stages"][0]["state"] == "cached"
     assert "small: fine" in regraft("validate", "p.yaml").replace("p.yaml: fine", "small: fine")
     assert "done" in regraft("status")
     assert len(json.loads(regraft("status", "all", "--json"))) == 2
@@ -77,7 +77,7 @@ BAD = {
     "no cluster": (
         ("run", "p.yaml", "--cluster", "nowhere"),
         "no cluster profile 'nowhere'",
-        "shipped: existing, local",
+        "shipped: cloud, existing",
     ),
     "no fs": (("run", "p.yaml", "--store", "nosuch://x"), "cannot open the store", "fsspec"),
 }
@@ -96,7 +96,8 @@ def test_failing_stage_has_code_1_and_the_user_s_fault_code_2(regraft, tmp_path)
     told = regraft("run", "f.yaml", *INLINE, code=1)
     assert "StageError: something broke" in told
     assert "log: regraft logs" in told
-    assert "go on with: regraft run f.yaml" in told
+    assert "go on with: regraft resume" in told
+    assert "regraft run f.yaml" in told
     assert "fix: mend the input" in regraft("run", "f.yaml", *INLINE, "--set", "a.how=user", code=2)
 
 

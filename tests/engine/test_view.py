@@ -54,7 +54,7 @@ def test_the_table_shows_state_progress_and_curves():
 
 
 def test_long_reasons_are_cut():
-    assert view.short_reasons(["a", "b", "c", "d"]) == "a; b; and 2 more (regraft plan tells)"
+    assert view.short_reasons(["a", "b", "c", "d"]) == "a; b; and 2 more (regraft plan --why tells)"
 
 
 def test_arms_of_a_matrix_are_told_apart_by_their_values():

@@ -9,18 +9,19 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grafts.rtn import code_range, dequantise, naive_quantise, pack, quantise, unpack
+from grafts.packing import pack, packed_bytes, packed_tensors, unpack
+from grafts.rtn import code_range, dequantise, naive_quantise, quantise
 
-BITS = st.sampled_from([4, 8])
+BITS = st.sampled_from([2, 3, 4, 8])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
 @st.composite
 def weights(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
-    """A weight of a few groups, of any scale, sometimes with zeros or one sign only; and its group size."""
-    rows, groups, size = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.sampled_from([8, 16]))
+    """A weight of any scale, sometimes with zeros or one sign only, and a group size that rarely divides its width."""
+    rows, columns, size = draw(st.integers(1, 4)), draw(st.integers(1, 40)), draw(st.sampled_from([1, 5, 8, 16, 64]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
-    weight = torch.randn(rows, groups * size, generator=generator) * 10.0 ** draw(st.integers(-9, 3))
+    weight = torch.randn(rows, columns, generator=generator) * 10.0 ** draw(st.integers(-9, 3))
     weight = draw(st.sampled_from([weight, weight.abs(), -weight.abs(), weight * (weight > 0), weight * 0]))
     return weight.to(draw(DTYPES)), size
 
@@ -42,7 +43,7 @@ def test_the_fast_path_equals_the_naive_one(case: tuple[torch.Tensor, int], bits
 def test_no_weight_moves_further_than_promised(case: tuple[torch.Tensor, int], bits: int, symmetric: bool):
     weight, size = case
     found = quantise(weight, bits, size, symmetric=symmetric)
-    scale = found.scale.float().repeat_interleave(size, dim=1)
+    scale = found.scale.float().repeat_interleave(size, dim=1)[:, : weight.shape[1]]
     steps = 2**bits * torch.finfo(weight.dtype).eps  # the scale is rounded once, the product once
     moved = (dequantise(found).float() - weight.float()).abs()
     assert (moved <= scale * ((0.5 if symmetric else 1.0) + 2 * steps)).all()
@@ -71,7 +72,7 @@ def test_packing_is_the_layout_of_compressed_tensors_and_reverses(rows: int, col
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_scales_and_values_are_those_of_compressed_tensors(bits: int, symmetric: bool):
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
     args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy="group", group_size=16)
@@ -89,3 +90,13 @@ def test_more_bits_move_weights_less():
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     moved = {bits: (dequantise(quantise(weight, bits, 32)) - weight).norm().item() for bits in (4, 8)}
     assert moved[8] < moved[4] / 12
+
+
+@given(weights(), BITS, st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_bytes_are_those_of_the_tensors(case: tuple[torch.Tensor, int], bits: int, symmetric: bool):
+    weight, size = case
+    tensors = packed_tensors(quantise(weight, bits, size, symmetric=symmetric), bits)
+    held = sum(tensor.nbytes for name, tensor in tensors.items() if name != "weight_shape")
+    counted = packed_bytes(*weight.shape, bits, size, symmetric=symmetric, scale_bytes=weight.element_size())
+    assert held == counted

@@ -148,9 +148,12 @@ def test_evaluation_belongs_to_the_model_and_its_data(tracker: Tracker, done: Cu
 def test_description_and_picture(tracker: Tracker, done: Cursor, store: Path) -> None:
     parent = tracker.client.get_run(done.parent)
     text = parent.data.tags["mlflow.note.content"]
-    assert "4 of 4 stages" in text
+    assert text.startswith("✓ **done** · 4 done · ")
     assert f"get-artifact?path=dag.svg&run_uuid={done.parent}" in text
-    assert f"[student](#/experiments/{done.experiment}/runs/{done.children['student#1']})" in text
+    assert (
+        f"[student](#/experiments/{done.experiment}/runs/{done.children['student#1']}?workflowType=machine_learning)"
+        in text
+    )
     artifacts = {found.path for found in tracker.client.list_artifacts(done.parent)}
     assert artifacts == {"dag.svg", "pipeline.yaml", "environment.json"}
     assert parent.info.artifact_uri.startswith((store / "mlflow-artifacts").as_uri())
@@ -176,6 +179,8 @@ def test_models_are_found_across_pipelines_and_cached_stages_link_their_producer
     assert original.info.run_id in cached.data.tags["mlflow.note.content"]
     model = original.outputs.model_outputs[0].model_id
     assert [found.model_id for found in cached.outputs.model_outputs] == [model]
+    figures = tracker.client.get_logged_model(model).metrics or []
+    assert cached.info.run_id not in {figure.run_id for figure in figures}, "each figure is bound to the model once"
     assert [found.model_id for found in child(tracker, cursor, "student").inputs.model_inputs] == [model]
 
 
@@ -287,3 +292,79 @@ def test_many_params_and_points_go_in_batches(store: Path, tracker: Tracker) -> 
     assert len([name for name in big.data.params if name.startswith("p")]) == 230
     assert {len(big.data.params[f"p{number}"]) for number in range(230)} == {500}
     assert len(tracker.client.get_metric_history(big.info.run_id, "loss")) == 2100
+
+
+def test_reruns_are_linked_both_ways(store: Path, tracker: Tracker) -> None:
+    write(Writer(store, "earlier"), pipeline="kin")
+    earlier = mirror(store, "earlier")
+    later = {}
+    for run, field in (("again", "rerun_of"), ("further", "resumes")):
+        writer = Writer(store, f"kin-{run}")
+        writer.start(STAGES, "kin", **{field: "earlier"})
+        writer.end()
+        later[field] = mirror(store, f"kin-{run}")
+    first = tracker.client.get_run(later["rerun_of"].parent).data.tags
+    assert first["regraft.rerun_of"] == "earlier"
+    assert first["regraft.rerun_of_mlflow_run"] == earlier.parent
+    assert f"reruns [earlier](#/experiments/{earlier.experiment}/runs/{earlier.parent}?" in first["mlflow.note.content"]
+    assert "goes on with [earlier](" in tracker.client.get_run(later["resumes"].parent).data.tags["mlflow.note.content"]
+    for _ in range(2):
+        text = tracker.client.get_run(earlier.parent).data.tags["mlflow.note.content"]
+        assert text.count("Later: ") == 1
+        assert f"rerun by [kin-again](#/experiments/{earlier.experiment}/runs/{later['rerun_of'].parent}?" in text
+        assert (
+            f"gone on with by [kin-further](#/experiments/{earlier.experiment}/runs/{later['resumes'].parent}?" in text
+        )
+        assert text.index("dag.svg") < text.index("Later: ") < text.index("| | Stage |")
+        (run_directory(store, "earlier") / "mirror.json").unlink()
+        mirror(store, "earlier")
+
+
+def test_a_rerun_of_a_run_that_mlflow_does_not_have(store: Path, tracker: Tracker) -> None:
+    writer = Writer(store, "lonely")
+    writer.start(STAGES, "lonely", rerun_of="never-seen")
+    writer.end()
+    tags = tracker.client.get_run(mirror(store, "lonely").parent).data.tags
+    assert "reruns never-seen" in tags["mlflow.note.content"]
+
+
+def test_kept_and_left_stages_say_so(store: Path, tracker: Tracker) -> None:
+    write(Writer(store, "before"), pipeline="partial")
+    first = mirror(store, "before")
+    writer = Writer(store, "partial")
+    stages = [*STAGES[:3], {**STAGES[3], "state": "left"}]
+    writer.start(stages, "partial", rerun_of="before")
+    writer.finish("teacher", "kept", makes={"model": "model"}, producer="before", reason="stale, but taken as it is")
+    writer.finish("corpus", "cached", makes={"train": "dataset"}, producer="before", reason="from run before")
+    writer.begin("student")
+    writer.finish("student", reads={"teacher": "teacher.model", "data": "corpus.train"}, content="new")
+    writer.end()
+    cursor = mirror(store, "partial")
+    assert set(cursor.children) == {"teacher#1", "corpus#1", "student#1"}, "nothing was done for a stage that is left"
+    note = tracker.client.get_run(cursor.parent).data.tags["mlflow.note.content"]
+    assert "1 done, 1 cached, 1 kept, 1 not chosen" in note
+    assert "·&nbsp;not&nbsp;chosen&emsp; | scores&emsp;" in note
+    kept = child(tracker, cursor, "teacher")
+    assert kept.info.status == "FINISHED"
+    assert kept.data.tags["regraft.producer_mlflow_run"] == first.children["teacher#1"]
+    assert "stale, but taken as it is" in kept.data.tags["mlflow.note.content"]
+    picture = Path(tracker.client.download_artifacts(cursor.parent, "dag.svg")).read_text()
+    assert "scores: evaluate.perplexity, not chosen" in picture
+    assert "teacher: source.model, kept" in picture
+
+
+def test_accepted_drift_is_told(store: Path, tracker: Tracker) -> None:
+    record = {"of": digest("key teacher"), "who": "Ada <ada@example.org>", "reason": "only a log line", "when": 1.0}
+    file = store / "accepted" / "source.model" / "k.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(record))
+    writer = Writer(store, "drift")
+    writer.start(STAGES, "drift")
+    writer.finish("teacher", "cached", makes={"model": "model"}, producer="x", method="source.model")
+    writer.begin("corpus")
+    writer.finish("corpus", makes={"train": "dataset"}, method="data.prepare")
+    writer.end()
+    cursor = mirror(store, "drift")
+    tags = child(tracker, cursor, "teacher").data.tags
+    assert (tags["regraft.drift.reason"], tags["regraft.drift.who"]) == ("only a log line", "Ada <ada@example.org>")
+    assert "regraft.drift.reason" not in child(tracker, cursor, "corpus").data.tags

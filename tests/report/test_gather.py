@@ -225,3 +225,15 @@ def test_a_run_of_no_stages_and_one_that_has_barely_begun(writer):
 def test_changes_in_words(metric, value, reference, expected, good):
     assert change(metric, value, reference) == expected
     assert verdict(metric, value, reference) == good
+
+
+def test_a_partial_rerun_says_what_it_took_and_what_it_left(writer):
+    writer.start([*STAGES[:2], {**STAGES[2], "state": "left"}], rerun_of="r0")
+    writer.finish("teacher", "kept", producer="r0", reason="stale, but its result of run r0 is taken as it is")
+    writer.finish("corpus", makes={"heldout": "dataset"})
+    writer.end()
+    report = told(writer)
+    assert (report.rerun_of, [one.state for one in report.stages]) == ("r0", ["kept", "done", "left"])
+    page = read(render(report, model_table(report.stages), [], [])).text
+    for words in ("reruns r0", "1 kept, 1 done, 1 not chosen", "Taken as it is: stale", "Not chosen for this run"):
+        assert words in page, words

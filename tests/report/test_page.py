@@ -8,12 +8,13 @@ import sys
 import pytest
 
 from pipelines.cli.commands.looking import report
-from pipelines.cli.session import print_result
+from pipelines.cli.outcome import print_result
 from pipelines.journal import Journal, JournalWriter, close_dead_runs, list_runs
 from pipelines.report.write import current_report, report_file, write_report
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from stages.errors import UserError
+from tests.holders import dead
 from tests.report.page import read
 
 MODELS = """\
@@ -133,9 +134,10 @@ def test_a_run_that_goes_on_or_died_is_told_so(bench):
     spec = {"name": "a", "uses": "m:A"}
     writer.write({"event": "run-started", "run": "r1", "pipeline": "p", "stages": [spec]})
     writer.write({"event": "stage-started", "stage": "a", "attempt": 1})
-    writer.file.close()
+    os.close(writer.file)
     assert "▸ running" in read(current_report(bench.store, "r1").read_text()).text
-    close_dead_runs(bench.store.root)
+    writer.mark.write_text(dead("r1").to_json())
+    close_dead_runs(bench.store)
     assert "■ cancelled" in read(current_report(bench.store, "r1").read_text()).text
 
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import uuid
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.store import Manifest, Store, open_store
@@ -41,7 +43,7 @@ def test_what_is_published_is_found_and_fetched(store):
     assert found == manifest
     assert again.damage(found, read=True) is None
     assert json.loads((again.fetch(found, "text") / "deep" / "file.json").read_text()) == "abc"
-    assert list((store.root / "work").iterdir()) == []
+    assert list((store.root / "work").glob("*/*")) == []
 
 
 def test_the_digest_is_of_content_only(store):
@@ -107,12 +109,47 @@ def test_a_damaged_manifest_is_no_manifest(tmp_path, text):
     assert publish(store) == manifest, "and the artifact can be made again"
 
 
-def test_a_dataset_s_schema_is_recorded(tmp_path):
+def publish_dataset(tmp_path, schema: str, table: pa.Table | None) -> Manifest:
     store = open_store(str(tmp_path / "store"))
     workspace = store.workspace("k" * 64)
     (workspace / "data").mkdir()
-    (workspace / "data" / "dataset.json").write_text('{"schema": "tokens"}')
-    assert store.publish(draft(), {"data": Output(Dataset)}, workspace).outputs["data"].schema == "tokens"
+    (workspace / "data" / "dataset.json").write_text(json.dumps({"schema": schema}))
+    if table is not None:
+        pq.write_table(table, workspace / "data" / "shard-0.parquet")
+    return store.publish(draft(), {"data": Output(Dataset)}, workspace)
+
+
+IDS = pa.array([[1, 2]], pa.list_(pa.int32()))
+TURNS = [[{"role": "user", "content": "hi", "name": "x"}]]
+
+
+@pytest.mark.parametrize(
+    ("schema", "table"),
+    [
+        ("tokens", pa.table({"input_ids": IDS, "more": ["x"]})),
+        ("tokens", pa.table({"input_ids": pa.array([[1, 2]], pa.large_list(pa.int32()))})),
+        ("text", pa.table({"text": pa.array(["x"], pa.large_string())})),
+        ("messages", pa.table({"messages": TURNS})),
+    ],
+)
+def test_a_dataset_s_schema_is_recorded(tmp_path, schema, table):
+    assert publish_dataset(tmp_path, schema, table).outputs["data"].schema == schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "table", "problem"),
+    [
+        ("tokens", None, "there is none"),
+        ("tokens", pa.table({"ids": IDS}), r"no column 'input_ids' \(list<int32>\); it has ids"),
+        ("tokens", pa.table({"input_ids": [[1, 2]]}), "is list<int64>, expected list<int32>"),
+        ("messages", pa.table({"messages": [[{"role": "user"}]]}), "content"),
+        ("trajectories", pa.table({"trajectory": TURNS}), "no column 'reward'"),
+        ("nonsense", pa.table({"text": ["x"]}), "no schema 'nonsense'"),
+    ],
+)
+def test_a_dataset_without_its_columns_is_refused(tmp_path, schema, table, problem):
+    with pytest.raises(UserError, match=problem):
+        publish_dataset(tmp_path, schema, table)
 
 
 def test_unusable_places(tmp_path):

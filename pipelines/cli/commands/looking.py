@@ -6,20 +6,22 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import Json, StoreAt, print_json
+from pipelines.cli.options import Json, StoreAt, SubmittedTo, print_json
 from stages.errors import UserError
 
 
 def status(
     run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run; the newest by default.")] = None,
     store: StoreAt = ".regraft",
+    cluster: SubmittedTo = None,
     json_: Json = False,
 ) -> None:
     """Show a run's stages, or list the runs with `regraft status all`."""
     from pipelines.cli import history
-    from pipelines.store import open_store
+    from pipelines.remote.locate import locate
 
-    history.show_status(open_store(store), run_, as_json=json_)
+    opened, name, submission = locate(store, run_, cluster)
+    history.show_status(opened, name, submission, as_json=json_)
 
 
 def logs(
@@ -27,12 +29,19 @@ def logs(
     stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="One stage; all by default.")] = None,
     store: StoreAt = ".regraft",
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end of each log.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run, or the stage, is over.")] = False,
+    cluster: SubmittedTo = None,
 ) -> None:
-    """Print what stages wrote."""
+    """Print what stages wrote; with -f also what they go on to write, until the end and why it came."""
     from pipelines.cli import history
-    from pipelines.store import open_store
+    from pipelines.remote.follow import follow as follow_run
+    from pipelines.remote.locate import locate
 
-    history.show_logs(open_store(store), run_, stage, lines)
+    opened, name, submission = locate(store, run_, cluster)
+    if not follow:
+        history.show_logs(opened, name, stage, lines)
+    elif not follow_run(opened, name or history.find_run(opened, None), stage, lines, submission):
+        raise typer.Exit(1)
 
 
 def report(
@@ -67,6 +76,22 @@ def compare(
     from pipelines.store import open_store
 
     show_comparison(open_store(store), runs, everything=everything, as_json=json_)
+
+
+def lineage(
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACT|DIR", help="RUN:stage.output, a stage of the newest run, a tag, a key, or a directory."
+        ),
+    ],
+    store: StoreAt = ".regraft",
+    json_: Json = False,
+) -> None:
+    """Walk from an artifact, or an exported directory, to all it was made from: weights to data."""
+    from pipelines.cli.lineage import show_lineage
+
+    show_lineage(store, artifact, as_json=json_)
 
 
 def methods(

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.options import Json, PipelineFile, Set, StoreAt, load_pipeline, print_json
+from pipelines.cli.options import (
+    Cluster,
+    FailFast,
+    Force,
+    From,
+    Inline,
+    Json,
+    Only,
+    PipelineFile,
+    Set,
+    StoreAt,
+    Track,
+    Until,
+    ViewAs,
+    load_pipeline,
+    print_json,
+    selection_of,
+)
+
+if TYPE_CHECKING:
+    from pipelines.run import RunResult
+    from pipelines.spec.pipeline import Pipeline
+    from pipelines.store import Store
 
 
 def validate(pipeline: PipelineFile, set_: Set = None, json_: Json = False) -> None:
@@ -19,48 +42,94 @@ def validate(pipeline: PipelineFile, set_: Set = None, json_: Json = False) -> N
         print(f"{loaded.file}: fine, {len(loaded.stages)} stages")
 
 
-def plan(pipeline: PipelineFile, set_: Set = None, store: StoreAt = ".regraft", json_: Json = False) -> None:
-    """Tell what a run would do with each stage, and why."""
+def plan(
+    pipeline: PipelineFile,
+    set_: Set = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
+    force: Force = None,
+    why: Annotated[bool, typer.Option("--why", help="Tell every reason in full.")] = False,
+    store: StoreAt = ".regraft",
+    cluster: Cluster = "local",
+    json_: Json = False,
+) -> None:
+    """Tell what a run would do with each stage, why, and how long it may take."""
+    from clusters.profile import ProfileError, load_profile
+    from pipelines.cli.planning import impossible, plan_json
+    from pipelines.durations import expect
     from pipelines.plan import make_plan
     from pipelines.store import open_store
+    from stages.errors import UserError
 
-    made = make_plan(load_pipeline(pipeline, set_), open_store(store))
+    opened = open_store(store)
+    made = make_plan(load_pipeline(pipeline, set_), opened, selection_of(only, from_, until, force))
+    try:
+        problems = impossible(made, load_profile(cluster), cluster)
+    except ProfileError as error:
+        raise UserError(str(error)) from None
     if json_:
-        print_json(
-            [
-                {"stage": step.spec.name, "state": step.state, "reasons": step.reasons, "key": step.key}
-                for step in made.steps.values()
-            ]
-        )
-        return
-    from rich.console import Console
+        print_json(plan_json(made, expect(made, opened), problems))
+    else:
+        from pipelines.cli.planned import print_plan
 
-    from pipelines.cli.tables import plan_table
-
-    Console(highlight=False).print(plan_table(made))
+        print_plan(made, expect(made, opened), problems, why=why)
 
 
 def run(
     pipeline: PipelineFile,
     set_: Set = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
+    force: Force = None,
+    fail_fast: FailFast = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="All at its smallest, in a store apart: seconds a stage.")
+    ] = False,
     store: StoreAt = ".regraft",
-    cluster: Annotated[str, typer.Option(help="A shipped cluster profile, or a profile file.")] = "local",
-    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray: for debugging.")] = False,
-    track: Annotated[bool, typer.Option(help="Mirror the run in MLflow.")] = True,
-    view: Annotated[Literal["auto", "live", "lines", "quiet"], typer.Option(help="What to show meanwhile.")] = "auto",
+    cluster: Cluster = "local",
+    inline: Inline = False,
+    track: Track = True,
+    view: ViewAs = "auto",
 ) -> None:
     """Run a pipeline: only the stages whose result is not there yet."""
-    from pipelines.cli.session import RunOptions, print_result, run_pipeline
+    from pipelines.cli.session import RunOptions, run_pipeline
+    from pipelines.smoke import smoke_location
     from pipelines.store import open_store
 
+    selection = selection_of(only, from_, until, force)
     loaded = load_pipeline(pipeline, set_)
-    opened = open_store(store)
-    same = [pipeline, *(part for text in set_ or () for part in ("--set", text))]
+    if smoke:
+        loaded = _smallest(loaded)
+    opened = open_store(smoke_location(store) if smoke else store)
+    shown = None if view == "auto" else view
+    options = RunOptions("inline" if inline else "ray", cluster, track, shown, fail_fast, smoke)
+    result = run_pipeline(loaded, opened, options, selection)
+    same = [
+        pipeline,
+        *(["--smoke"] if smoke else []),
+        *(part for text in set_ or () for part in ("--set", text)),
+        *selection.arguments(),
+    ]
     same += ["--store", store] if store != ".regraft" else []
-    options = RunOptions("inline" if inline else "ray", cluster, track, None if view == "auto" else view)
-    result = run_pipeline(loaded, opened, options)
-    if view != "quiet" or not result.ok:
-        print_result(loaded, opened, result, shlex.join(same))
+    finish(loaded, opened, result, shlex.join(same), quiet=view == "quiet")
+
+
+def _smallest(pipeline: Pipeline) -> Pipeline:
+    from pipelines.smoke import full_size, smoke_version
+
+    if names := full_size(pipeline):
+        print(f"without a smoke profile, and run as the file says: {', '.join(names)}", file=sys.stderr)
+    return smoke_version(pipeline)
+
+
+def finish(pipeline: Pipeline, store: Store, result: RunResult, arguments: str, *, quiet: bool) -> None:
+    """Tell how a run ended, by the exit code and, unless it went well and is to be quiet, in print."""
+    if not quiet or not result.ok:
+        from pipelines.cli.outcome import print_result
+
+        print_result(pipeline, store, result, arguments)
     if not result.ok:
         users_fault = any(failure.users_fault for failure in result.failures.values())
         raise typer.Exit(130 if result.cancelled else 2 if users_fault else 1)

@@ -1,0 +1,1 @@
+"""Hybrid heads: the delta rule against that of transformers, and hybrids as the context grows."""

@@ -1,0 +1,154 @@
+"""What one hybrid layer keeps between tokens: keys and values of its softmax heads, states of its linear heads.
+
+Any `DynamicCache` does: a hybrid layer puts its own cache layer in its place when it first runs. Keys and values are
+kept only for the key-value groups that a softmax head of the layer reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+Branch = Literal["full", "window"]
+
+
+class HybridCacheLayer(CacheLayerMixin):
+    """Keys and values for each softmax branch, and the recurrent and convolution states of the linear branch."""
+
+    def __init__(self, base_window: int | None, stores: dict[Branch, int | None]) -> None:
+        super().__init__()
+        self.base_window = base_window
+        """The window of the layer before conversion, or None: what its attention mask is made for."""
+        self.stores: dict[Branch, DynamicLayer] = {
+            branch: DynamicSlidingWindowLayer(window) if window else DynamicLayer() for branch, window in stores.items()
+        }
+        self.num_tokens = 0
+        self.recurrent_state: Tensor | None = None
+        """[B, H, K, V]"""
+        self.conv_state: Tensor | None = None
+        """[B, kernel - 1, channels]: the latest inputs of the short convolution"""
+
+    @property
+    def is_sliding(self) -> bool:
+        """Whether the layer's mask is made for a window."""
+        return self.base_window is not None
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether what was read can be taken back: not from linear heads, nor from windows that moved on."""
+        return self.recurrent_state is None and not any(store.is_sliding for store in self.stores.values())
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the stores prepare themselves."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, branch: Branch = "full", **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, G, T, D] of `branch`; returns all that its heads may read."""
+        self.is_initialized = True
+        return self.stores[branch].update(key_states, value_states)
+
+    def advance(self, num_tokens: int) -> None:
+        """Count tokens read: once for each pass through the layer, after its branches."""
+        self.is_initialized = True
+        self.num_tokens += num_tokens
+
+    def get_seq_length(self) -> int:
+        """Tokens read so far."""
+        return self.num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of keys that the layer's mask covers, and the position of the first."""
+        if self.base_window is None:
+            return self.num_tokens + query_length, 0
+        kept = min(self.num_tokens, self.base_window - 1)
+        return kept + query_length, self.num_tokens - kept
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept."""
+        held = [tensor for store in self.stores.values() for tensor in (store.keys, store.values)]
+        yield from (tensor for tensor in (*held, self.recurrent_state, self.conv_state) if tensor is not None)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for store in self.stores.values():
+            store.reset()
+        self.num_tokens, self.recurrent_state, self.conv_state = 0, None, None
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens; RuntimeError where linear heads have read them."""
+        if tokens_to_remove == 0 or not self.num_tokens:
+            return
+        if self.recurrent_state is not None:
+            raise RuntimeError("the cache of a layer with linear heads cannot be cropped: start again from `reset()`")
+        for store in self.stores.values():
+            store.crop(tokens_to_remove)
+        self.num_tokens -= abs(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: row i becomes what row `beam_idx[i]` was."""
+        self._rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times."""
+        self._rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the rows `indices`."""
+        self._rows(lambda tensor: tensor[indices])
+
+    def offload(self) -> None:
+        """Move keys and values to the CPU; the states are small and stay."""
+        for store in self.stores.values():
+            store.offload()
+
+    def prefetch(self) -> None:
+        """Move keys and values back."""
+        for store in self.stores.values():
+            store.prefetch()
+
+    def _rows(self, choose: Callable[[Tensor], Tensor]) -> None:
+        for store in self.stores.values():
+            if store.is_initialized:
+                store.keys, store.values = choose(store.keys), choose(store.values)
+        if self.recurrent_state is not None:
+            self.recurrent_state = choose(self.recurrent_state)
+        if self.conv_state is not None:
+            self.conv_state = choose(self.conv_state)
+
+
+def claim(cache: Cache, layer: int, make: Callable[[], HybridCacheLayer]) -> HybridCacheLayer:
+    """The hybrid cache layer at index `layer` of `cache`, put there by `make` if nothing has been cached yet.
+
+    ValueError when the cache is of another kind than `DynamicCache`, whose layers cannot hold states.
+    """
+    while cache.layer_class_to_replicate is not None and len(cache.layers) <= layer:
+        cache.layers.append(cache.layer_class_to_replicate())
+    held = cache.layers[layer]
+    if isinstance(held, HybridCacheLayer):
+        return held
+    if type(held) not in (DynamicLayer, DynamicSlidingWindowLayer) or held.get_seq_length():
+        raise ValueError(
+            f"a model with hybrid heads keeps its states in a DynamicCache, layer {layer} of this cache is a "
+            f"{type(held).__name__} of {held.get_seq_length()} tokens: leave out `cache_implementation`, or start anew"
+        )
+    cache.layers[layer] = made = make()
+    return made
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of all the tensors that `cache` holds."""
+    total = 0
+    for layer in cache.layers:
+        held = layer.tensors() if isinstance(layer, HybridCacheLayer) else (layer.keys, layer.values)
+        total += sum(tensor.numel() * tensor.element_size() for tensor in held if torch.is_tensor(tensor))
+    return total

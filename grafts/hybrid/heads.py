@@ -1,0 +1,109 @@
+"""Pure functions on heads: which key-value group each reads, fusion of the branches, query scale, windows, padding.
+
+A head is a query head, numbered as in the teacher. Shapes: B rows, T tokens, H heads, G key-value groups, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def groups_of(heads: Sequence[int], heads_per_group: int) -> tuple[int, ...]:
+    """The key-value groups that `heads` read, ascending: what a cache has to keep for them."""
+    return tuple(sorted({head // heads_per_group for head in heads}))
+
+
+def rows_of(matrix: Tensor, heads: Sequence[int], head_dim: int) -> Tensor:
+    """The rows [len(heads)·D, …] of a projection's weight or bias [H·D, …] that make `heads`, in that order."""
+    return matrix.unflatten(0, (-1, head_dim))[list(heads)].flatten(0, 1)
+
+
+def join(branches: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+    """Index-preserving concatenation: outputs [B, T, n, D] of disjoint heads, each head back in its own place.
+
+    Raises ValueError unless the heads of all branches are 0 to H - 1, each once.
+    """
+    heads = [head for branch, _ in branches for head in branch]
+    if sorted(heads) != list(range(len(heads))):
+        raise ValueError(f"the branches hold the heads {heads}, expected each of 0 to {len(heads) - 1} once")
+    together = torch.cat([output for _, output in branches], dim=2)
+    if heads == sorted(heads):
+        return together
+    place = sorted(range(len(heads)), key=heads.__getitem__)
+    return together[:, :, place]
+
+
+def normalise(output_BTHD: Tensor, gain_H: Tensor, eps: float) -> Tensor:
+    """Scale-normalised fusion: each head's output to root mean square 1, times its own gain (arXiv 2606.20097)."""
+    wide = widened(output_BTHD)
+    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (unit * gain_H.to(wide.dtype)[:, None]).to(output_BTHD.dtype)
+
+
+def length_scale(positions: Tensor, offset: float) -> Tensor:
+    """log(t + a) / log a for 0-based positions t and a = `offset` > 1, in float32: 1 at the start, then slowly more."""
+    return torch.log(positions.float() + offset) / torch.log(torch.tensor(offset))
+
+
+def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """`x` with length 1 along its last dimension, as Gated DeltaNet's kernels normalise queries and keys."""
+    wide = widened(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64: the precision of norms, gates and states."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def real_tokens(mask: Tensor | None, num_tokens: int) -> Tensor | None:
+    """Which of the last `num_tokens` tokens are text and which are padding [B, T], from an attention mask; None: all.
+
+    `mask` is what `transformers` gives an attention layer: 4-D (True or 0.0 where attended) or 2-D for flash attention.
+    A token is text when it attends to itself. ValueError for packed sequences: a state cannot be cut at their borders.
+    """
+    if mask is None:
+        return None
+    _require_tensor(mask)
+    if mask.dim() == 2:
+        return mask[:, -num_tokens:].bool()
+    attends = (mask if mask.dtype == torch.bool else mask == 0)[:, 0]
+    offset = attends.shape[-1] - num_tokens
+    real_BT = attends.diagonal(offset, dim1=-2, dim2=-1)
+    to_previous = attends[:, 1:].diagonal(offset, dim1=-2, dim2=-1)
+    if num_tokens > 1 and (real_BT[:, 1:] & real_BT[:, :-1] & ~to_previous).any():
+        raise ValueError(
+            "linear heads do not take packed sequences (`position_ids` that start again): give each its own row"
+        )
+    return real_BT
+
+
+def window_mask(mask: Tensor | None, num_queries: int, num_keys: int, window: int, like: Tensor) -> Tensor | None:
+    """`mask` for the last `num_keys` keys, narrowed to the `window` latest of each query; None when nothing is hidden.
+
+    `mask` is as for `real_tokens`, over at least `num_keys` keys. The result is of its kind; without one it is boolean
+    for `scaled_dot_product_attention`, on the device of `like`.
+    """
+    _require_tensor(mask)
+    if mask is not None and mask.dim() == 2:
+        return mask[:, -num_keys:]
+    if mask is None and num_queries == 1 and num_keys <= window:
+        return None
+    keys = torch.arange(num_keys, device=like.device)
+    queries = torch.arange(num_keys - num_queries, num_keys, device=like.device)[:, None]
+    near = (keys <= queries) & (keys > queries - window)
+    if mask is None:
+        return near[None, None]
+    cut = mask[..., -num_keys:]
+    return cut & near if cut.dtype == torch.bool else cut.masked_fill(~near, torch.finfo(cut.dtype).min)
+
+
+def _require_tensor(mask: object) -> None:
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(
+            f"hybrid heads do not take the {type(mask).__name__} of flex_attention: "
+            "set the attention implementation to sdpa, eager or a flash attention"
+        )

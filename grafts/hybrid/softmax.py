@@ -1,0 +1,74 @@
+"""The softmax heads of a hybrid layer, over the whole past or a window of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+from grafts.hybrid.branch import HeadBranch, Teacher, output_gate
+from grafts.hybrid.cache import Branch
+from grafts.hybrid.heads import groups_of, length_scale, window_mask
+from grafts.hybrid.settings import Softmax
+
+
+class SoftmaxBranch(HeadBranch):
+    """Softmax attention for some heads, over the whole past or the last `window` tokens of it."""
+
+    is_causal = True
+
+    def __init__(self, attention: nn.Module, heads: Sequence[int], settings: Softmax, window: int | None) -> None:
+        teacher = Teacher.of(attention)
+        super().__init__(attention, heads, groups_of(heads, teacher.heads_per_group))
+        self.settings, self.config, self.layer_idx = settings, attention.config, teacher.layer
+        self.branch: Branch = "full" if window is None else "window"
+        self.window = window or teacher.window
+        """What hides the distant past from these heads: their own window, or the one their layer always had."""
+        self.head_dim, self.scaling = teacher.head_dim, teacher.scaling
+        readers = [self.groups.index(head // teacher.heads_per_group) for head in self.heads]
+        even = len(self.heads) // len(self.groups)
+        self.readers = None if readers == [i // even for i in range(len(self.heads))] else readers
+        self.num_key_value_groups = even if self.readers is None else 1
+        self.gate_proj = output_gate(attention, len(heads)) if settings.output_gate else None
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Outputs [B, T, H, D]; `mask` is the layer's, `positions` [B or 1, T] the absolute ones."""
+        q = self.project(x_BTC, self.q_proj, self.q_norm).transpose(1, 2)
+        k = self.project(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
+        v = self.project(x_BTC, self.v_proj).transpose(1, 2)
+        if self.settings.rope:
+            q, k = apply_rotary_pos_emb(q, k, *rotary)
+        if self.settings.length_scale is not None:
+            q = q * length_scale(positions, self.settings.length_scale).to(q.dtype)[:, None, :, None]
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx, branch=self.branch)
+        if self.readers is not None:
+            k, v = k[:, self.readers], v[:, self.readers]
+        output = self._attend(q, k, v, mask, **kwargs)
+        return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+        kind = self.config._attn_implementation
+        is_flash = kind is not None and "flash" in kind
+        if self.branch == "window" and not (is_flash and mask is None):
+            mask = window_mask(mask, q.shape[2], k.shape[2], self.window, like=q)
+            if kind == "eager" and mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+        dropout = self.teacher.dropout if self.training else 0.0
+        window = self.window if is_flash else None  # the masks of the others have it
+        output, _ = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, sliding_window=window, **kwargs)
+        return output

@@ -1,0 +1,76 @@
+"""What a person reads at the end of a run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.cli.tables import figure_tables, print_failures, result_table
+from pipelines.run import RunResult
+from pipelines.spec.pipeline import Pipeline
+from pipelines.spec.quantities import format_duration
+from pipelines.store import Store
+
+
+def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> None:
+    """The summary; `arguments` are those that name this pipeline again."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(result_table(pipeline, result))
+    for table in figure_tables(pipeline, result):
+        console.print()
+        console.print(table)
+    print(f"\n{_headline(result)}, in {format_duration(result.seconds)}")
+    if result.cancelled:
+        print(left_over(result.left))
+    if result.ok:
+        print(_next_commands(pipeline, store, result, arguments))
+    else:
+        print_failures(console, pipeline, result, f"regraft resume {result.run}{_where(store)}")
+        print(f"after a change of the file: regraft run {arguments}")
+        if page := _page(store, result.run):
+            print(f"the run on one page: {page}")
+
+
+def left_over(left: list[str]) -> str:
+    """What a cancelled run left, in words."""
+    if not left:
+        return "nothing is left: no actor, no placement group, no process of this run"
+    return "still there: " + ", ".join(left)
+
+
+def _headline(result: RunResult) -> str:
+    states = list(result.states.values())
+    if set(states) == {"cached"}:
+        return f"everything is cached: {len(states)} stages"
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
+    numbers = [name for name, value in pipeline.params.items() if isinstance(value, (int, float))]
+    name = next((f"params.{param}=…" for param in [*numbers, *pipeline.params]), "STAGE.PARAMETER=…")
+    where = _where(store)
+    commands = {
+        f"regraft plan {arguments} --set {name}": "what a change would run again, and why",
+        f"regraft rerun {result.run} --from STAGE --set STAGE.PARAMETER=…{where}": "again from one stage on",
+        f"regraft ui{where}": "the run in MLflow: parameters, curves, lineage",
+        f"regraft logs {result.run}{where}": "what the stages printed",
+    }
+    if page := _page(store, result.run):
+        commands[f"regraft report {result.run} --open{where}"] = f"the run on one page: {page}"
+    width = max(len(text) for text in commands)
+    return "\nnext:\n" + "\n".join(f"  {text:<{width}}   {use}" for text, use in commands.items())
+
+
+def _where(store: Store) -> str:
+    return "" if store.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(store.location)}"
+
+
+def _page(store: Store, run: str) -> Path | None:
+    """The report of `run`, seen from here; None when there is none."""
+    page, here = store.run_directory(run) / "report.html", Path.cwd()
+    if not page.exists():
+        return None
+    return page.relative_to(here) if page.is_relative_to(here) else page

@@ -1,0 +1,86 @@
+"""The store's own files by their names in it, alike on a disk and behind a URL.
+
+Writing is atomic: on a disk by renaming, on an object store because a put is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from pipelines.store import Store
+from pipelines.store.contents import write_atomically
+
+
+class StoreFiles:
+    """Reads, writes, lists and removes files of `store`; names are relative, with `/`."""
+
+    def __init__(self, store: Store) -> None:
+        self.root = store.root
+        self.remote = getattr(store, "remote", None)
+        self.base = str(getattr(store, "base", "")).rstrip("/")
+        if self.remote is not None:
+            self.remote.invalidate_cache()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store is behind a URL and `root` is only its local copy."""
+        return self.remote is not None
+
+    def glob(self, pattern: str) -> list[str]:
+        """Names that match, sorted."""
+        if self.remote is None:
+            return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+        return sorted(self._name(found) for found in self.remote.glob(f"{self.base}/{pattern}"))
+
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The contents of these files; one that is gone meanwhile is left out."""
+        names = list(names)
+        if self.remote is None:
+            return {name: data for name in names if (data := self._local(name)) is not None}
+        found = self.remote.cat([f"{self.base}/{name}" for name in names], on_error="omit") if names else {}
+        # A single path comes back as bytes from some file systems, as a mapping from others.
+        found = {f"{self.base}/{names[0]}": found} if isinstance(found, bytes) else found
+        return {self._name(path): data for path, data in found.items()}
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None."""
+        return self.read_all([name]).get(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that a reader sees the old one or the whole new one."""
+        if self.remote is None:
+            write_atomically(self.root / name, data)
+        else:
+            self.remote.pipe_file(f"{self.base}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there."""
+        if self.remote is None:
+            (self.root / name).unlink(missing_ok=True)
+        elif self.remote.exists(f"{self.base}/{name}"):
+            self.remote.rm_file(f"{self.base}/{name}")
+
+    def remove_tree(self, name: str) -> None:
+        """Remove a directory with all below it, also from the local copy."""
+        if self.remote is not None and self.remote.exists(f"{self.base}/{name}"):
+            self.remote.rm(f"{self.base}/{name}", recursive=True)
+        if (self.root / name).is_dir():
+            shutil.rmtree(self.root / name)
+
+    def tree_bytes(self, name: str) -> int:
+        """Bytes of all files below a directory, here and, for a URL, there."""
+        here = sum(path.lstat().st_size for path in (self.root / name).rglob("*") if not path.is_dir())
+        if self.remote is None:
+            return here
+        return here + (self.remote.du(f"{self.base}/{name}") if self.remote.exists(f"{self.base}/{name}") else 0)
+
+    def _local(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+
+    def _name(self, path: str) -> str:
+        return str(PurePosixPath("/" + path.lstrip("/")).relative_to("/" + self.base.lstrip("/")))

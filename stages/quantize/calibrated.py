@@ -1,0 +1,99 @@
+"""What the stages that quantise with calibration data share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from stages.artifacts import Dataset
+from stages.quantize.stage import Quantize, QuantizeParams, require_known_ids, token_windows
+from stages.stage import Context, Input
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from stages.quantize.calibrate import Calibrated, Method
+    from stages.quantize.packed import Packed
+
+
+class CalibratedParams(QuantizeParams):
+    """How weights are stored, on how much text they are calibrated and measured."""
+
+    calibration_windows: Annotated[int, Field(ge=1)] = 128
+    """Windows of the `calibration` input to use, at most, drawn by the seed. There must be as many tokens as the widest
+    layer has inputs; below ten times as many the codes fit those tokens rather than the text."""
+    sequential: bool = False
+    """Calibrate each layer on what the quantised layers before it give, at the cost of a second pass."""
+
+    def smoke(self) -> Self:
+        """Groups that fit narrow layers, and a few windows."""
+        return super().smoke().replaced(calibration_windows=min(self.calibration_windows, 8))
+
+
+class CalibratedQuantize(Quantize):
+    """Base of the stages whose codes depend on the inputs that a weight sees on calibration text."""
+
+    Params = CalibratedParams
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Quantize.inputs["model"],
+        "calibration": Input(Dataset, schema="tokens"),
+        "heldout": Quantize.inputs["heldout"],
+    }
+    metrics = (*Quantize.metrics, "output_error", "output_error_rounded", "calibration_tokens")
+    params: CalibratedParams
+
+    @abstractmethod
+    def method(self, model: PreTrainedModel) -> Method:
+        """How the weights of one decoder layer become codes."""
+
+    def quantise(self, context: Context, model: PreTrainedModel) -> tuple[Packed, Mapping[str, Any]]:
+        """Calibrate and quantise one layer after another."""
+        from stages.quantize.calibrate import quantise_layers
+        from stages.quantize.packed import targets
+
+        scheme, method = self.params.scheme(), self.method(model)
+        chosen, windows_NT = targets(model, scheme, self.params.skip), self._windows(context)
+        found = quantise_layers(
+            model,
+            windows_NT,
+            scheme,
+            chosen,
+            method,
+            sequential=self.params.sequential,
+            batch_size=self.params.batch_size,
+            progress=context.progress,
+        )
+        context.metrics(
+            output_error=fmean(found.output_errors.values()),
+            output_error_rounded=fmean(found.rounded_errors.values()),
+            calibration_tokens=windows_NT.numel(),
+        )
+        if found.unseen:
+            context.say(f"no calibration token reached {len(found.unseen)} linears: rounded to nearest")
+        return found.packed, {**method.details(), **_details(found)}
+
+    def _windows(self, context: Context) -> torch.Tensor:
+        import torch
+
+        windows = token_windows(context, "calibration")
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(context.seed)).tolist()
+        drawn = sorted(order[: self.params.calibration_windows])
+        if len(drawn) < self.params.calibration_windows:
+            context.say(f"calibration has {len(drawn)} windows, fewer than {self.params.calibration_windows}: all used")
+        windows_NT = windows.stack(drawn)
+        require_known_ids(context, "calibration", windows_NT)
+        return windows_NT
+
+
+def _details(found: Calibrated) -> dict[str, Any]:
+    return {
+        "output_errors": found.output_errors,
+        "output_errors_rounded": found.rounded_errors,
+        "inputs_shared_by": [list(group) for group in found.groups],
+        "unseen": found.unseen,
+    }

@@ -1,0 +1,154 @@
+"""What all stages that quantise share: how weights are stored, what is written, and what is measured of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.evaluate.matching import require_ids_below, require_tokens_of
+from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from stages.data.windows import TokenWindows
+    from stages.quantize.packed import Packed, Scheme
+
+DISTANCE_METRICS = (
+    "kl_to_parent",
+    "kl_to_parent_p99",
+    "perplexity_ratio",
+    "top1_agreement",
+    "perplexity",
+    "parent_perplexity",
+)
+
+
+class QuantizeParams(Parameters):
+    """How weights are stored, and on how much text the result is measured."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    """Bits a weight. transformers loads them all (3 with compressed-tensors 0.18 or later), vLLM 4 and 8."""
+    group_size: Annotated[int, Field(ge=8)] = 64
+    """Input features that share one scale; it must divide the width of every layer."""
+    symmetric: bool = True
+    """Whether codes are centred on zero. Asymmetric codes store a zero point for each group as well."""
+    skip: tuple[str, ...] = ("lm_head",)
+    """Globs over module names to keep as they are. Embeddings and norms are never quantised."""
+    heldout_windows: Annotated[int, Field(ge=1)] = 32
+    """Windows of the `heldout` input to measure on, at most."""
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
+    """Windows in a forward pass."""
+
+    def smoke(self) -> Self:
+        """Groups that fit narrow layers, and a few windows."""
+        return self.replaced(group_size=min(self.group_size, 16), heldout_windows=min(self.heldout_windows, 4))
+
+    def scheme(self) -> Scheme:
+        """How each weight is stored."""
+        from stages.quantize.packed import Scheme
+
+        return Scheme(self.bits, self.group_size, self.symmetric)
+
+
+class Quantize(Stage):
+    """Base of the stages that write a model's linears as integers, in the format of compressed-tensors."""
+
+    Params = QuantizeParams
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    requires: ClassVar[Mapping[str, str]] = {"compressed_tensors": "quantize"}
+    metrics = ("bytes_before", "bytes_after", "bytes_ratio", "weight_error", "quantised_share", *DISTANCE_METRICS)
+    title: ClassVar[str]
+    """Of the report."""
+    params: QuantizeParams
+
+    @abstractmethod
+    def quantise(self, context: Context, model: PreTrainedModel) -> tuple[Packed, Mapping[str, Any]]:
+        """The codes of `model`, whose other weights may change with them, and details for the report."""
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """The model is not quantised yet, and the tokens are its own."""
+        model: Model = inputs["model"]
+        if "quantization_config" in model.config:
+            method = model.config["quantization_config"].get("quant_method", "an unknown method")
+            raise UserError(
+                f"the model is quantised already, by {method}",
+                fix="give the model it was made from: quantising twice adds the errors",
+            )
+        for name in ("heldout", "calibration"):
+            if inputs.get(name) is not None:
+                require_tokens_of(model, inputs[name], where=name)
+
+    def run(self, context: Context) -> None:
+        """Quantise, write, and measure what was written."""
+        from grafts.loader import load_model, stored_dtype
+        from stages.quantize.packed import save_packed
+
+        source, out, heldout_NT = context.model("model").path, context.output("model"), self._heldout(context)
+        model = load_model(source, dtype=stored_dtype(source))
+        packed, details = self.quantise(context, model)
+        save_packed(model, packed, out, tokenizer_from=source)
+        context.metrics(**_sizes(source, out), **_weights(model, packed))
+        del model
+        if heldout_NT is not None:
+            context.metrics(**self._distance(context, source, out, heldout_NT))
+        details = {**details, "layer_errors": packed.layer_errors, "kept": packed.kept, **self.params.identity()}
+        write_report(context.output("report"), self.title, context.results, details)
+
+    def _heldout(self, context: Context) -> torch.Tensor | None:
+        if context.inputs.get("heldout") is None:
+            return None
+        windows_NT = token_windows(context, "heldout").tensor(self.params.heldout_windows)
+        require_known_ids(context, "heldout", windows_NT)
+        return windows_NT
+
+    def _distance(self, context: Context, source: Path, out: Path, windows_NT: torch.Tensor) -> dict[str, float]:
+        from grafts.loader import load_model, stored_dtype
+        from stages.evaluate.distance import distance
+
+        parent, child = (load_model(path, dtype=stored_dtype(source)) for path in (source, out))
+        found = distance(parent, child, windows_NT, batch_size=self.params.batch_size, progress=context.progress)
+        return {
+            "kl_to_parent": found.kl,
+            "kl_to_parent_p99": found.kl_p99,
+            "perplexity_ratio": found.perplexity_ratio,
+            "top1_agreement": found.top1_agreement,
+            "perplexity": found.child_perplexity,
+            "parent_perplexity": found.parent_perplexity,
+        }
+
+
+def token_windows(context: Context, name: str) -> TokenWindows:
+    """The windows of the dataset given as input `name`."""
+    from stages.data.windows import TokenWindows
+
+    return TokenWindows(context.dataset(name), context.scratch)
+
+
+def require_known_ids(context: Context, name: str, windows_NT: torch.Tensor) -> None:
+    """Raise UserError when windows of input `name` hold ids outside the model's vocabulary."""
+    require_ids_below(int(windows_NT.max()), context.model("model").config, where=name)
+
+
+def _sizes(source: Path, out: Path) -> dict[str, float]:
+    before, after = (sum(shard.stat().st_size for shard in path.glob("*.safetensors")) for path in (source, out))
+    return {"bytes_before": before, "bytes_after": after, "bytes_ratio": after / before}
+
+
+def _weights(model: PreTrainedModel, packed: Packed) -> dict[str, float]:
+    return {
+        "weight_error": fmean(packed.layer_errors.values()),
+        "quantised_share": packed.num_quantised / model.num_parameters(),
+    }

@@ -1,0 +1,97 @@
+"""What a worker does to align: the teacher's layers run once, each hybrid layer learns to give what they gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from grafts.loader import load_model, save_model
+from stages.artifacts import Dataset, Model
+from stages.data.windows import TokenWindows
+from stages.evaluate.distance import distance
+from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.transfer.mixers import Mixers, load_mixers, put_mixers, relative_errors, teacher_calls
+
+
+@dataclass
+class Alignment(Recipe):
+    """Layer-wise mean squared error of the attention layers' outputs, on the teacher's own hidden states."""
+
+    teacher: Model
+    student: Model
+    data: Dataset
+    heldout: Dataset | None
+    heldout_windows: int
+    measure_batch: int
+    cache: Path
+    out: Path
+    layer_errors: Path
+    """File for the final relative error of every layer, as JSON."""
+    _live: _Live | None = field(default=None, repr=False)
+
+    def prepare(self, worker: Worker) -> None:
+        """Load the teacher onto the device, frozen, and map the data."""
+        teacher = load_model(self.teacher.path, dtype=worker.dtype).to(worker.device).requires_grad_(False)
+        self._live = _Live(worker, teacher, TokenWindows(self.data, self.cache))
+
+    @property
+    def live(self) -> _Live:
+        """What `prepare` has loaded."""
+        assert self._live is not None, "the loop calls `prepare` first"
+        return self._live
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of the training data."""
+        return len(self.live.windows)
+
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens of a window."""
+        return self.live.windows.sequence_length
+
+    def build(self) -> nn.Module:
+        """The student's hybrid layers, each with weights of its own."""
+        return load_mixers(self.student.path, self.live.teacher)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Windows [B, T] of token ids; every token is a target."""
+        ids_BT = self.live.windows.stack(indices)
+        return Batch({"ids_BT": ids_BT}, num_targets=ids_BT.numel())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The layers' squared errors, summed: their gradients do not meet, so the sum aligns each by itself."""
+        return Loss(model(teacher_calls(self.live.teacher, batch.tensors["ids_BT"])).sum())
+
+    def finish(self, model: nn.Module) -> dict[str, float]:
+        """Save the student with its aligned layers, and measure how near the teacher it is."""
+        assert isinstance(model, Mixers), f"expected the hybrid layers, got {type(model).__name__}"
+        student = load_model(self.student.path, dtype=self.live.worker.dtype)
+        put_mixers(model, student)
+        save_model(student, self.out, tokenizer_from=self.student.path)
+        return {} if self.heldout is None else self._measure(model, student, self.heldout)
+
+    def _measure(self, mixers: Mixers, student: PreTrainedModel, heldout: Dataset) -> dict[str, float]:
+        teacher, windows_NT = self.live.teacher, TokenWindows(heldout, self.cache).tensor(self.heldout_windows)
+        errors = relative_errors(mixers, teacher, windows_NT, self.measure_batch)
+        self.layer_errors.write_text(json.dumps(errors), encoding="utf-8")
+        student = student.to(self.live.worker.device)
+        found = distance(teacher, student, windows_NT, batch_size=self.measure_batch, progress=self._progress)
+        return {"layer_error": sum(errors.values()) / len(errors), **found.metrics()}
+
+    def _progress(self, done: float, total: float, unit: str) -> None:
+        self.live.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What a worker holds while it trains."""
+
+    worker: Worker
+    teacher: PreTrainedModel
+    windows: TokenWindows

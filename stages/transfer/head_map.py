@@ -1,0 +1,66 @@
+"""Head maps drawn as SVG: a row for each layer, a column for each query head; the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from stages.transfer.heads import HeadShape
+
+Map = Sequence[Sequence[float]]
+"""[L][H]"""
+
+STYLE = {"svg.hashsalt": "regraft", "font.size": 8}
+CHOSEN = "#d1242f"
+
+
+def draw_scores(file: Path, shape: HeadShape, maps: Mapping[str, Map]) -> None:
+    """Draw `maps` by title side by side, each with its own scale; vertical lines part the key-value groups."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(shape, len(maps))
+        for axes, (title, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+            _draw(axes, shape, values)
+            axes.set_title(title, fontsize=9)
+            figure.colorbar(axes.collections[0], ax=axes, fraction=0.06, pad=0.03)
+        _save(figure, file)
+
+
+def draw_selection(file: Path, shape: HeadShape, full_heads: Sequence[Sequence[int]], scores: Map | None) -> None:
+    """Draw which heads stay full attention, framed, over their `scores` where there are any."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(shape, 1)
+        axes = figure.subplots()
+        _draw(axes, shape, scores or [[0.0] * shape.num_heads for _ in range(shape.num_layers)])
+        if scores:
+            figure.colorbar(axes.collections[0], ax=axes, fraction=0.06, pad=0.03, label="score")
+        for layer, heads in enumerate(full_heads):
+            for head in heads:
+                axes.add_patch(Rectangle((head + 0.08, layer + 0.08), 0.84, 0.84, fill=False, edgecolor=CHOSEN, lw=1.3))
+        axes.set_title(f"{sum(map(len, full_heads))} heads of full attention, framed", fontsize=9)
+        _save(figure, file)
+
+
+def _figure(shape: HeadShape, num_maps: int) -> Figure:
+    width, height = 1.3 + 0.16 * shape.num_heads, 1.0 + 0.16 * shape.num_layers
+    return Figure(figsize=(max(2.6, width) * num_maps, max(2.0, height)), layout="constrained")
+
+
+def _draw(axes: Axes, shape: HeadShape, values: Map) -> None:
+    axes.pcolormesh(values, cmap="Blues", edgecolors="white", linewidth=0.5)
+    for group in range(1, shape.num_groups):
+        axes.axvline(group * shape.heads_per_group, color="#8c959f", linewidth=0.8)
+    axes.invert_yaxis()
+    for axis, count in ((axes.xaxis, shape.num_heads), (axes.yaxis, shape.num_layers)):
+        places = range(0, count, 1 if count <= 12 else 2 if count <= 24 else 5)
+        axis.set_ticks([place + 0.5 for place in places], [str(place) for place in places])
+    axes.tick_params(length=0)
+    axes.set(xlabel="query head", ylabel="layer")
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
