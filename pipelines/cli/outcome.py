@@ -14,22 +14,24 @@ from pipelines.spec.quantities import format_duration
 from pipelines.store import Store
 
 
-def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> None:
-    """The summary; `arguments` are those that name this pipeline again."""
+def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str, *, smoke: bool = False) -> None:
+    """The summary; `arguments` are those that name this pipeline again. Figures of a smoke run are not compared."""
     console = Console(highlight=False)
     console.print()
     console.print(result_table(pipeline, result))
-    for table in figure_tables(pipeline, result):
+    for table in [] if smoke else figure_tables(pipeline, result):
         console.print()
         console.print(table)
     print(f"\n{_headline(result)}, in {format_duration(result.seconds)}")
     if result.cancelled:
         print(left_over(result.left))
-    if result.ok:
+    if result.ok and smoke:
+        print(f"the pipeline holds together; at this size its figures mean nothing\n\nnext:\n  regraft run {arguments}")
+    elif result.ok:
         print(_next_commands(pipeline, store, result, arguments))
     else:
         print_failures(console, pipeline, result, f"regraft resume {result.run}{_where(store)}")
-        print(f"after a change of the file: regraft run {arguments}")
+        print(f"after a change of the file: regraft run {arguments}{' --smoke' if smoke else ''}")
         if page := _page(store, result.run):
             print(f"the run on one page: {page}")
 

@@ -108,12 +108,11 @@ def run(
     result = run_pipeline(loaded, opened, options, selection)
     same = [
         pipeline,
-        *(["--smoke"] if smoke else []),
         *(part for text in set_ or () for part in ("--set", text)),
         *selection.arguments(),
     ]
     same += ["--store", store] if store != ".regraft" else []
-    finish(loaded, opened, result, shlex.join(same), quiet=view == "quiet")
+    finish(loaded, opened, result, shlex.join(same), quiet=view == "quiet", smoke=smoke)
 
 
 def _smallest(pipeline: Pipeline) -> Pipeline:
@@ -124,12 +123,14 @@ def _smallest(pipeline: Pipeline) -> Pipeline:
     return smoke_version(pipeline)
 
 
-def finish(pipeline: Pipeline, store: Store, result: RunResult, arguments: str, *, quiet: bool) -> None:
+def finish(
+    pipeline: Pipeline, store: Store, result: RunResult, arguments: str, *, quiet: bool, smoke: bool = False
+) -> None:
     """Tell how a run ended, by the exit code and, unless it went well and is to be quiet, in print."""
     if not quiet or not result.ok:
         from pipelines.cli.outcome import print_result
 
-        print_result(pipeline, store, result, arguments)
+        print_result(pipeline, store, result, arguments, smoke=smoke)
     if not result.ok:
         users_fault = any(failure.users_fault for failure in result.failures.values())
         raise typer.Exit(130 if result.cancelled else 2 if users_fault else 1)
