@@ -1,5 +1,6 @@
 # make quickstart   install into .venv and run the first pipeline, from a pretrained model to an evaluated int4 student
 # make test         install into .venv and run the tests
+# make test-cluster the tests that start several Ray nodes and kill what runs on them
 # make lint         ruff and the type checker
 # Both are safe to repeat; an unchanged pyproject.toml is not installed again.
 
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-cluster lint format clean
 
 quickstart: $(VENV)/ready
 	@$(BIN)/regraft run pipelines/quickstart.yaml
 
 test: $(VENV)/ready-test
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(VENV)/ready-test
+	@$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: $(VENV)/ready-test
 	@$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from tests.chaos.disturb import can_mount, own_mounts
 from tests.chaos.pipelines import QUICK
 from tests.chaos.trial import Place, Undisturbed, problems, trial, undisturbed
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,12 @@ class Regraft:
     def output(self) -> str:
         return self.output_file.read_text()
 
+    def ask_jobs(self, dashboard: str, what: str) -> str:
+        """Print something of the cluster's jobs, in a fresh process: Ray reads the token once in each."""
+        code = f"from clusters.jobs import Jobs; print(Jobs({dashboard!r}).{what})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **self._place())
+        return done.stdout.strip()
+
     def write(self, text: str, name: str = "pipeline.yaml") -> str:
         (self.directory / name).write_text(text)
         return name

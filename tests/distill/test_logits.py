@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import Dataset, Model, Report
 from stages.distill.logits import DistillLogits, DistillParameters
+from stages.documentation import document
 from stages.errors import UserError
 from stages.stage import Context, Resources
 from stages.training.order import global_batch
@@ -171,5 +172,6 @@ def test_execution_parameters_stay_out_of_the_identity():
     assert {"tokens", "batch_sequences", "precision", "temperature", "heldout_windows"} <= identity.keys()
     execution = {"micro_batch", "zero_stage", "activation_checkpointing", "checkpoint_minutes", "evaluate_every"}
     assert not execution & identity.keys()
+    document()
     fields = DistillParameters.model_fields
     assert [name for name, value in fields.items() if not value.description] == []
