@@ -118,6 +118,7 @@ stages:
 """
     run = submit(client, text)
     client.await_event(event="stage-started", stage="s")
+    until(lambda: any((client.directory / ".regraft" / "scratch").rglob("attempts")), "the stage has begun")
     following = client.start("logs", "-f", run)
     nodes.kill("head")
     until(lambda: following.poll() is not None, "the log ends")
