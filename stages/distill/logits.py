@@ -16,7 +16,7 @@ from stages.errors import UserError
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TrainingParameters
+from stages.training.settings import TRAINED, TrainingParameters
 
 
 class DistillParameters(TrainingParameters):
@@ -61,17 +61,7 @@ class DistillLogits(Stage):
     outputs = {"model": Output(Model), "report": Output(Report)}
     distributed = True
     isolated = True
-    metrics = (
-        "loss",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
-        "tokens_per_second",
-        "peak_memory_gib",
-    )
+    metrics = TRAINED
     paper = "1503.02531"
 
     params: DistillParameters

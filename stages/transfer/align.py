@@ -12,7 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TrainingParameters
+from stages.training.settings import TRAINED, TrainingParameters
 from stages.transfer.hybrid import check_pair
 
 
@@ -50,18 +50,7 @@ class TransferAlign(Stage):
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
     distributed = True
     isolated = True
-    metrics = (
-        "loss",
-        "layer_error",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
-        "tokens_per_second",
-        "peak_memory_gib",
-    )
+    metrics = ("layer_error", *TRAINED)
     paper = "2606.20097"
     params: AlignParameters
 

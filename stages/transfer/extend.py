@@ -12,7 +12,7 @@ from stages.stage import EXECUTION, Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
-from stages.training.settings import TrainingParameters
+from stages.training.settings import TRAINED, TrainingParameters
 
 
 class ExtendParameters(TrainingParameters):
@@ -51,17 +51,7 @@ class TransferExtend(Stage):
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
     distributed = True
     isolated = True
-    metrics = (
-        "loss",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
-        "tokens_per_second",
-        "peak_memory_gib",
-    )
+    metrics = TRAINED
     paper = "2606.20097"
     params: ExtendParameters
 
