@@ -409,8 +409,7 @@ class Runner:
             self._fail(self.stages[first], Failure(what, fix), None, 1, 0.0)
         for name, state in self.result.states.items():
             if state == "waiting":
-                self.result.states[name] = "skipped"
-                self._record(self.stages[name], "skipped")
+                self._skip(name)
 
     def _cancel(self) -> None:
         self.result.cancelled = True

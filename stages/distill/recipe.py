@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
 from stages.distill.losses import Mix, distill_loss
 from stages.evaluate.distance import Distance, distance
-from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.recipe import Batch, Loss, Worker
+from stages.training.windows import WindowRecipe
 
 if TYPE_CHECKING:
     from stages.distill.logits import DistillParameters
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Distillation(Recipe):
+class Distillation(WindowRecipe):
     """Logit distillation on packed windows; every token but the first of a window is a target."""
 
     teacher: Model
@@ -61,14 +61,9 @@ class Distillation(Recipe):
         return self._live
 
     @property
-    def num_samples(self) -> int:
-        """Windows of the training data."""
-        return len(self.live.windows)
-
-    @property
-    def sample_tokens(self) -> int:
-        """Tokens of a window."""
-        return self.live.windows.sequence_length
+    def windows(self) -> TokenWindows:
+        """The training data."""
+        return self.live.windows
 
     def build(self) -> nn.Module:
         """The given student, or the teacher with fewer layers; dropout, where a config has it, stays as it is there."""
@@ -77,11 +72,6 @@ class Distillation(Recipe):
         num_layers = self.live.teacher.config.num_hidden_layers
         layers = uniform_layers(num_layers, num_kept_layers(num_layers, self.params.depth_fraction))
         return keep_layers(self.live.teacher, layers)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Windows [B, T] of token ids."""
-        ids_BT = self.live.windows.stack(indices)
-        return Batch({"ids_BT": ids_BT}, num_targets=ids_BT.shape[0] * (ids_BT.shape[1] - 1))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """KL to the teacher and cross-entropy, mixed, at the T - 1 positions of each window that have a next token."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
 from stages.evaluate.distance import distance
 from stages.training.cross_entropy import cross_entropy
-from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.recipe import Batch, Loss, Worker
+from stages.training.windows import WindowRecipe
 
 
 @dataclass
-class LanguageModelling(Recipe):
+class LanguageModelling(WindowRecipe):
     """Train `model` on `data` by cross-entropy; every token but the first of a window is a target."""
 
     model: Model
@@ -53,21 +53,6 @@ class LanguageModelling(Recipe):
         """The training data."""
         assert self._windows is not None, "the loop calls `prepare` first"
         return self._windows
-
-    @property
-    def num_samples(self) -> int:
-        """Windows of the training data."""
-        return len(self.windows)
-
-    @property
-    def sample_tokens(self) -> int:
-        """Tokens of a window."""
-        return self.windows.sequence_length
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Windows [B, T] of token ids."""
-        ids_BT = self.windows.stack(indices)
-        return Batch({"ids_BT": ids_BT}, num_targets=ids_BT.shape[0] * (ids_BT.shape[1] - 1))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy summed over the T - 1 positions of each window that have a next token."""

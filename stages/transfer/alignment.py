@@ -14,12 +14,13 @@ from grafts.loader import load_model, save_model
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
 from stages.evaluate.distance import distance
-from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.recipe import Batch, Loss, Worker
+from stages.training.windows import WindowRecipe
 from stages.transfer.mixers import Mixers, load_mixers, put_mixers, relative_errors, teacher_calls
 
 
 @dataclass
-class Alignment(Recipe):
+class Alignment(WindowRecipe):
     """Layer-wise mean squared error of the attention layers' outputs, on the teacher's own hidden states."""
 
     teacher: Model
@@ -46,14 +47,9 @@ class Alignment(Recipe):
         return self._live
 
     @property
-    def num_samples(self) -> int:
-        """Windows of the training data."""
-        return len(self.live.windows)
-
-    @property
-    def sample_tokens(self) -> int:
-        """Tokens of a window."""
-        return self.live.windows.sequence_length
+    def windows(self) -> TokenWindows:
+        """The training data."""
+        return self.live.windows
 
     def build(self) -> nn.Module:
         """The student's hybrid layers, each with weights of its own."""
@@ -61,7 +57,7 @@ class Alignment(Recipe):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Windows [B, T] of token ids; every token is a target."""
-        ids_BT = self.live.windows.stack(indices)
+        ids_BT = self.windows.stack(indices)
         return Batch({"ids_BT": ids_BT}, num_targets=ids_BT.numel())
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:

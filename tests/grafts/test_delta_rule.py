@@ -114,7 +114,7 @@ def test_fla_is_not_asked_for_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("fla was looked for")
 
     monkeypatch.setattr(delta_rule, "_fla", imported)
-    gated_delta_rule(*(x.bfloat16() for x in inputs(3)))
+    assert gated_delta_rule(*(x.bfloat16() for x in inputs(3))).output.dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
