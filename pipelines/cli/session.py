@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from clusters.executor import Executor, InlineExecutor, OnEvent
 from pipelines import evidence
 from pipelines.journal import Event, JournalWriter, close_dead_runs, new_run_name
@@ -29,8 +27,6 @@ View = Literal["live", "lines", "quiet"]
 MIRROR_PATIENCE_SECONDS = 60.0
 NAME_VARIABLE = "REGRAFT_RUN_NAME"
 """Set by `regraft submit` for the driver, so that who submitted knows the run's name before it starts."""
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The one in C takes a tenth of the time of the other."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def _run_started(plan: Plan, store: Store, around: Surroundings, request: RunReq
         "git": around.evidence["git"],
         "versions": evidence.versions(),
         "machine": evidence.machine(),
-        "resolved": yaml.dump(pipeline.resolved(), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
+        "resolved": pipeline.resolved(),
     }
 
 

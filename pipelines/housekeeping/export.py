@@ -94,7 +94,7 @@ def _describe(catalogue: Catalogue, made: Made, draft: Path, name: str) -> None:
     publisher = Publisher([started, ancestry.to_json()])
     ancestry = Ancestry.from_json(publisher.tree(ancestry.to_json()))
     _write(draft / LINEAGE, json.dumps(note_of(ancestry, made.record.files), indent=1, ensure_ascii=False) + "\n")
-    if resolved := yaml.safe_load(started.get("resolved") or ""):
+    if resolved := started.get("resolved"):
         _write(draft / "pipeline.yaml", yaml.safe_dump(publisher.tree(resolved), sort_keys=False, allow_unicode=True))
     if (draft / "README.md").exists():
         (draft / "README.md").rename(draft / UPSTREAM)

@@ -129,7 +129,7 @@ class RunMirror:
         tags = records.run_tags(self.view, self.cursor.uid, self.redactor) | self._back
         self.cursor.parent = self._ensure(self.cursor.parent, event["run"], tags)
         self.tracker.log(self.cursor.parent, params=records.run_params(self.view, self.redactor), tags=tags)
-        self._attach("pipeline.yaml", self.redactor.document(event.get("resolved") or ""))
+        self._attach("pipeline.yaml", self.redactor.document(event.get("resolved") or {}))
         kin.follow(self.tracker, event, self.cursor.parent)
         around = {name: event.get(name) for name in ("command", "versions", "machine")}
         self._attach("environment.json", json.dumps(self.redactor.tree(around), indent=2))

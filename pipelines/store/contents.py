@@ -34,7 +34,11 @@ class StampedDigests:
 
     def sha256(self, path: Path, name: str) -> str:
         """SHA-256 of the file at `path`, remembered under `name`."""
-        stamp = _stamp(os.stat(path))  # noqa: PTH116  (half the cost of Path.stat, and this is asked for every file)
+        return self.of_status(path, name, path.stat())
+
+    def of_status(self, path: Path | str, name: str, status: os.stat_result) -> str:
+        """The same, for a file whose `status` is at hand."""
+        stamp = _stamp(status)
         entry = self.known.get(name)
         if entry and entry[0] == stamp:
             return entry[1]
@@ -50,9 +54,9 @@ class StampedDigests:
             self.changed = False
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as stream:
+    with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -74,14 +78,14 @@ def describe(directory: Path, digests: StampedDigests, prefix: str) -> tuple[Fil
 def damage(directory: Path, files: tuple[File, ...], digests: StampedDigests, prefix: str) -> str | None:
     """What is wrong with the files on disk, or None: missing, or other content than recorded."""
     for file in files:
-        path = directory / file.path
+        path = f"{directory}/{file.path}"
         try:
-            size = os.stat(path).st_size  # noqa: PTH116
+            status = os.stat(path)  # noqa: PTH116  (half the cost of Path.stat, and this is asked for every file)
         except FileNotFoundError:
             return f"{prefix}/{file.path} is missing"
-        if size != file.size:
-            return f"{prefix}/{file.path} has {size:,} bytes, {file.size:,} were published"
-        found = digests.sha256(path, f"{prefix}/{file.path}")
+        if status.st_size != file.size:
+            return f"{prefix}/{file.path} has {status.st_size:,} bytes, {file.size:,} were published"
+        found = digests.of_status(path, f"{prefix}/{file.path}", status)
         if found != file.sha256:
             return f"{prefix}/{file.path} changed on disk: sha256 {found[:12]}…, published {file.sha256[:12]}…"
     return None

@@ -68,9 +68,18 @@ class Manifest:
             raise ValueError(f"not a manifest of version {VERSION}")
         try:
             outputs = {name: _output(record) for name, record in content.pop("outputs").items()}
+            content["code"] = _shared(content["code"])
             return cls(outputs=outputs, **content)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a manifest: {error}") from None
+
+
+_CODE: Final[dict[tuple[tuple[str, str], ...], dict[str, str]]] = {}
+"""Code maps by their content: the stages of a wide matrix share one method, and their manifests one map."""
+
+
+def _shared(code: dict[str, str]) -> dict[str, str]:
+    return _CODE.setdefault(tuple(code.items()), code)
 
 
 def _output(record: dict[str, Any]) -> OutputRecord:

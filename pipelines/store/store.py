@@ -22,6 +22,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Store(RunRecords):
             message = f"cannot make the store {self.root}: {error.strerror}"
             raise UserError(message, fix="choose another place with --store") from None
         self._sources: StampedDigests | None = None
+        self._directories: dict[tuple[str, str], Path] = {}
         self.tell: Callable[[float, float, str], None] = lambda *_: None
         """Hears how far a transfer is: done, total, unit."""
         self.leases = Leases(DiskLeases(self.root / "leases"))
@@ -77,7 +79,10 @@ class Store(RunRecords):
 
     def directory(self, method: str, key: str) -> Path:
         """Where the artifact with this key is, or would be."""
-        return Path(f"{self.root}/artifacts/{method.replace(':', '-')}/{key[:KEY_LENGTH]}")
+        place = (method, key)
+        if place not in self._directories:  # asked several times a stage, and a Path costs as much as a small read
+            self._directories[place] = Path(f"{self.root}/artifacts/{method.replace(':', '-')}/{key[:KEY_LENGTH]}")
+        return self._directories[place]
 
     def find(self, method: str, key: str) -> Manifest | None:
         """The manifest of a published artifact, or None."""
@@ -214,10 +219,12 @@ class Store(RunRecords):
 
     def remember_last(self, pipeline: str, stage: str, manifest: Manifest) -> None:
         """Note the key a stage of a pipeline had last."""
-        file = self.root / "last" / pipeline / f"{stage}.json"
+        file = Path(f"{self.root}/last/{pipeline}/{stage}.json")
         entry = json.dumps({"key": manifest.key, "method": manifest.method}).encode()
-        if not (file.exists() and file.read_bytes() == entry):
-            write_atomically(file, entry, durable=False)
+        with suppress(FileNotFoundError):
+            if file.read_bytes() == entry:
+                return
+        write_atomically(file, entry, durable=False)
 
     def last(self, pipeline: str, stage: str) -> Manifest | None:
         """The manifest a stage of a pipeline had last, if it is still there."""

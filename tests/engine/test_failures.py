@@ -138,4 +138,4 @@ def test_the_journal_tells_the_whole_story(bench):
     assert finished["metrics"] == {"length": 5}
     assert (directory / "logs" / "b.log").read_text() == "copying\n"
     assert events[0]["versions"]["python"]
-    assert "tests.toy:Copy" in events[0]["resolved"]
+    assert events[0]["resolved"]["stages"]["b"]["uses"] == "tests.toy:Copy"

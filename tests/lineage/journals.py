@@ -43,7 +43,7 @@ class Writer:
             "git": {"commit": "c0ffee" * 6 + "abcd", "branch": "main", "dirty": False, "remote": None},
             "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
             "machine": {"cpus": 8, "gpu": "H100"},
-            "resolved": f"name: {pipeline}\n",
+            "resolved": {"name": pipeline},
         }
         return self.add("run-started", run=self.run, pipeline=pipeline, stages=stages, **{**defaults, **fields})
 

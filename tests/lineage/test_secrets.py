@@ -74,8 +74,7 @@ def test_innocent_names(key: str) -> None:
 def test_innocent_text_is_untouched() -> None:
     text = "tokens=200000 lost at https://example.org/a?b=c for stage: student, eos_token='</s>' key: abc"
     assert Redactor().text(text) == text
-    yaml = "name: x  # a comment stays\nwith: {max_tokens: 5}\n"
-    assert Redactor().document(yaml) == yaml
+    assert Redactor().document({"name": "x", "with": {"max_tokens": 5}}) == "name: x\nwith:\n  max_tokens: 5\n"
 
 
 def test_values_caught_once_are_masked_everywhere() -> None:
