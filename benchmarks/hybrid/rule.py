@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from benchmarks.hybrid.turns import take_turns
+from benchmarks.turns import take_turns
 from grafts.hybrid.delta_rule import chunked
 from grafts.hybrid.heads import unit_length
 

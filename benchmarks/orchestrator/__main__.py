@@ -12,9 +12,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks.environments import default_cache
 from benchmarks.orchestrator.behaviour import behaviour_table
 from benchmarks.orchestrator.cost import Sizes, cost_table, noise, plan_table
-from benchmarks.orchestrator.environments import default_cache
 from benchmarks.orchestrator.ray_overhead import ray_table
 from benchmarks.orchestrator.tools import TOOLS, Make
 from pipelines.evidence import machine, versions
@@ -36,18 +36,16 @@ def main() -> None:
         directory = Path(place)
         gauge = Make(arguments.cache)
         before = noise(gauge, directory)
-        tables = []
         if "cost" in parts:
-            tables.append(cost_table(tools, directory, sizes))
+            print(cost_table(tools, directory, sizes), end="\n\n", flush=True)
         if "plan" in parts:
-            tables.append(plan_table(tools, directory, sizes))
+            print(plan_table(tools, directory, sizes), end="\n\n", flush=True)
         if "ray" in parts and "regraft" in names:
-            tables.append(ray_table(directory, 20 if arguments.quick else 100))
+            print(ray_table(directory, 20 if arguments.quick else 100), end="\n\n", flush=True)
         if "behaviour" in parts:
-            tables.append(behaviour_table(tools, directory))
+            print(behaviour_table(tools, directory), end="\n\n", flush=True)
         after = noise(gauge, directory)
-    print("\n\n".join(tables))
-    print(f"\nNoise gauge (make, chain of 100): before {before}; after {after}.")
+    print(f"Noise gauge (make, chain of 100): before {before}; after {after}.")
     peers = ", ".join(f"{tool.name} {tool.version}" for tool in tools if tool.version)
     here, found = machine(), versions()
     told = f"{here['processor']}, {here['cpus']} cores; python {found['python']}, ray {found['ray']}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from benchmarks.orchestrator.environments import ensure
+from benchmarks.environments import ensure
 from benchmarks.orchestrator.graphs import Graph
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -46,9 +46,9 @@ class Tool(ABC):
 
 
 def shell(stage: str, above: Sequence[str], mark: str) -> str:
-    """What a stage does, as a command."""
+    """What a stage does, as a command. What it read is not written again: that would grow tenfold in each diamond."""
     sources = " ".join(f"{source}.out" for source in above)
-    return f"echo {stage} >> executed; (cat /dev/null {sources}; echo {mark}) > {stage}.out"
+    return f"echo {stage} >> executed; cat /dev/null {sources} > /dev/null; echo {stage} {mark} > {stage}.out"
 
 
 class Regraft(Tool):

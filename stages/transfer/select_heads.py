@@ -22,6 +22,7 @@ from stages.transfer.selection import (
     heads_of,
     layer_best,
     layer_random,
+    quotas,
     whole_layers,
 )
 from stages.transfer.selection_budget import Budget
@@ -29,10 +30,20 @@ from stages.transfer.selection_inputs import check_logs, check_scores, figure
 
 FIGURE: Final = "selection.svg"
 Strategy = Literal[
-    "fixed", "layer-random", "global-random", "layer-interp", "global-interp", "global-interp-c", "halo-layers"
+    "fixed",
+    "layer-random",
+    "global-random",
+    "layer-interp",
+    "global-interp",
+    "global-interp-c",
+    "even-layers",
+    "interp-layers",
+    "halo-layers",
 ]
-SCORED: Final = ("layer-interp", "global-interp", "global-interp-c")
+SCORED: Final = ("layer-interp", "global-interp", "global-interp-c", "interp-layers")
 """Strategies that need scores."""
+WHOLE_LAYERS: Final = ("even-layers", "interp-layers", "halo-layers")
+"""Strategies that keep all heads of a layer or none."""
 
 
 class SelectHeadsParams(Parameters):
@@ -41,7 +52,8 @@ class SelectHeadsParams(Parameters):
     strategy: Strategy = "global-interp-c"
     """`global-interp`: the best heads by score. `global-interp-c`: the same, but at least one in each layer.
     `layer-interp`: the best of each layer, as many in every layer. `layer-random`, `global-random`: drawn by the seed.
-    `fixed`: the first of every layer. `halo-layers`: whole layers, by HALO's score."""
+    `fixed`: the first of every layer. Whole layers: `even-layers`, at even distances; `interp-layers`, by the sum of
+    their heads' scores; `halo-layers`, by HALO's score."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the units that stay full attention: 0.25 is 3:1, 0.125 is 7:1. Rounded to whole units, halves up."""
     count: Annotated[int, Field(ge=1)] | None = None
@@ -126,6 +138,10 @@ class SelectHeads(Stage):
                 return global_random(num_layers, num_units, count, rng)
             case "layer-interp":
                 return layer_best(scores, count)
+            case "even-layers":
+                return whole_layers(quotas(num_layers, count), num_units, count)
+            case "interp-layers":
+                return whole_layers([sum(of_layer) for of_layer in scores], num_units, count)
             case "halo-layers":
                 return whole_layers(layer_scores, num_units, count)
             case "global-interp" | "global-interp-c":
@@ -145,7 +161,7 @@ class SelectHeads(Stage):
 
     def _budget(self, shape: HeadShape) -> Budget:
         params = self.params
-        per_unit = shape.num_heads if params.strategy == "halo-layers" else self._heads_per_unit(shape)
+        per_unit = shape.num_heads if params.strategy in WHOLE_LAYERS else self._heads_per_unit(shape)
         return Budget(params.strategy, params.ratio, params.count, per_unit, shape)
 
 

@@ -123,6 +123,16 @@ def test_halo_keeps_whole_layers(model: Model, tmp_path: Path):
         select({**inputs, "commonsense": inputs["commonsense"][:3]}, tmp_path, strategy="halo-layers")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "kept"), [("even-layers", [1, 3]), ("interp-layers", [0, 3])], ids=["even", "interp"]
+)
+def test_whole_layers(model: Model, scores: Report, tmp_path: Path, strategy: str, kept: list[int]):
+    found = select({"model": model, "scores": scores}, tmp_path, strategy=strategy, ratio=0.5)
+    everything = list(range(HEADS))
+    assert found["details"]["full_heads"] == [everything if layer in kept else [] for layer in range(LAYERS)]
+
+
+
 @pytest.mark.parametrize("strategy", ["global-interp-c", "layer-interp", "layer-random", "fixed"])
 def test_too_few_heads_for_every_layer_are_refused_with_the_least_ratio(
     model: Model, scores: Report, tmp_path: Path, strategy: str

@@ -1,0 +1,1 @@
+"""Quantisation beside other implementations, and what corrected weights cost at inference."""
