@@ -1,11 +1,17 @@
-"""GPTQ beside llmcompressor's, on the same weights and the same Hessians of a real model.
+"""GPTQ beside llmcompressor's, and what low-rank corrections cost at inference.
 
-    python -m benchmarks.quantize gptq [--model DIRECTORY] [--layers 0 14 29] [--bits 4 3] [--group-size 64]
+    python -m benchmarks.quantize gptq    [--model DIRECTORY] [--layers 0 14 29] [--bits 4 3] [--group-size 64]
+    python -m benchmarks.quantize latency [--width 1024] [--layers 4] [--rank 64] [--lengths 128 512]
 
 `gptq` takes linears of a few decoder layers, and the second moments of their inputs on real text, to both; each
 rounds on the same grid, strongest input first, with the same damping. The figure is what GPTQ keeps small: the squared
 error of the outputs, as a share of the squared outputs, in float64. llmcompressor is installed once, into an
 environment of its own below `--cache`.
+
+`latency` takes a random quantised Llama without corrections, with one right factor for each linear (`separate`, 7 a
+layer), with one for the linears that read the same input (`glowq`, 4 a layer), and with every second of those groups
+(`glowq_s`). The dense weights are held, so that making them is no part of the figures: on a GPU a kernel multiplies the
+codes themselves. The four take turns in one process, in opposite orders, after one turn each that does not count.
 """
 
 from __future__ import annotations
@@ -20,18 +26,27 @@ from benchmarks.environments import default_cache
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__.splitlines()[0])
-    gptq = parser.add_subparsers(dest="what", required=True).add_parser("gptq")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    gptq, latency = kinds.add_parser("gptq"), kinds.add_parser("latency")
     gptq.add_argument("--model", type=Path, help="a model directory; SmolLM2-135M-Instruct without it")
     gptq.add_argument("--layers", type=int, nargs="+", default=[0, 14, 29])
     gptq.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     gptq.add_argument("--group-size", type=int, default=64)
     gptq.add_argument("--windows", type=int, default=16, help="of 512 tokens of BoolQ passages, for the Hessians")
     gptq.add_argument("--cache", type=Path, default=default_cache(), help="where llmcompressor is installed")
+    latency.add_argument("--width", type=int, default=1024)
+    latency.add_argument("--layers", type=int, default=4)
+    latency.add_argument("--rank", type=int, default=64)
+    latency.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
+    latency.add_argument("--tokens", type=int, default=32, help="to write after each context")
+    latency.add_argument("--repetitions", type=int, default=7)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    from benchmarks.quantize.oracle import compare
-
-    compare(options)
+    if options.what == "gptq":
+        from benchmarks.quantize.oracle import compare as measure
+    else:
+        from benchmarks.quantize.latency import measure
+    measure(options)
 
 
 if __name__ == "__main__":
