@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Event = dict[str, Any]
 OnEvent = Callable[[str, Event], None]
@@ -47,6 +47,24 @@ class Request:
     """Whether the process that did the work ends with it."""
     timeout_seconds: float | None = None
 
+    def shape(self) -> dict[str, float]:
+        """What one worker takes, by Ray's names; what it takes none of is left out."""
+        wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory_bytes)}
+        return {name: amount for name, amount in wanted.items() if amount}
+
+
+class Share(NamedTuple):
+    """A part of one node, or all of it."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+    def num_workers(self, request: Request) -> int:
+        """How many workers of `request` it holds; no more than are asked for."""
+        pairs = zip(self, (request.cpus, request.gpus, request.memory_bytes), strict=True)
+        return min([request.workers, *(int(there // amount) for there, amount in pairs if amount)])
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -68,10 +86,8 @@ class Capacity:
     node_memory_bytes: float
     total_cpus: float
     total_gpus: float
-
-
-class ClusterLostError(Exception):
-    """The cluster itself is gone, and all work on it; the message says what died."""
+    nodes: tuple[Share, ...] = ()
+    """All of each node, where they are known and there will be no others."""
 
 
 class Executor(Protocol):

@@ -9,7 +9,7 @@ import difflib
 import math
 import os
 import reprlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -75,8 +75,10 @@ class Profile(BaseModel):
         """What the cluster can ever give, when it can give `now`: an autoscaler starts the nodes that are declared."""
         if self.address == "local":
             return now
-        declared = {name: value for name, value in asdict(self.declared()).items() if math.isfinite(value)}
-        return replace(now, **{name: max(value, getattr(now, name)) for name, value in declared.items()})
+        declared = {name: value for name, value in vars(self.declared()).items() if name != "nodes"}
+        declared = {name: value for name, value in declared.items() if math.isfinite(value)}
+        wider = {name: max(value, getattr(now, name)) for name, value in declared.items()}
+        return replace(now, **wider, nodes=()) if declared else now
 
 
 def load_profile(name: str) -> Profile:

@@ -11,31 +11,28 @@ import _thread
 import asyncio
 import contextlib
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import ray.exceptions
 
 from clusters import leftovers
-from clusters.executor import Capacity, ClusterLostError, Event, Finished, OnEvent, Request, Work, out_of_time
+from clusters.connection import connected, own_sigterm, parts
+from clusters.executor import Capacity, Event, Finished, OnEvent, Request, Work, out_of_time
 from clusters.handover import handed_on
+from clusters.lost import ClusterLostError
 from clusters.profile import Profile
+from clusters.room import Waits
+from clusters.situation import capacity, situation
 from clusters.watch import Watch
 
-OBJECT_STORE_BYTES = 256 << 20
-"""Artifacts travel through the store, never through Ray: its object store carries events and results only."""
 PROGRESS_SECONDS = 0.25
+BEGAN = "began"
+"""The first event of all work; it goes no further than the executor."""
 ASK_SECONDS = 0.25
 """Least time between two questions of one piece of work whether it is to stop."""
-JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the driver of a submitted job, whose environment Ray hands on to all workers."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class RayExecutor:
@@ -43,26 +40,24 @@ class RayExecutor:
 
     def __init__(self, work: Work, on_event: OnEvent, profile: Profile, run: str = "") -> None:
         self.on_event, self.run = on_event, run
-        with _own_sigterm():
-            self.owns_cluster = _connected(profile, run)
+        with own_sigterm():
+            self.owns_cluster = connected(profile, run)
         self.lost = ""
         self.left: list[str] = []
-        self.watches = [Watch(name, address, self._on_loss) for name, address in _parts().items()]
+        self.watches = [Watch(name, address, self._on_loss) for name, address in parts().items()]
         self.channel = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Channel).remote()
         self.shared = ray.remote(max_retries=0)(_run)
         self.isolated = ray.remote(max_retries=0, max_calls=1)(_run)
         self.work = ray.put(work)
         self.running: dict[Any, tuple[str, Request, float]] = {}
+        self.waits = Waits(situation, on_event, may_grow=profile.widest(capacity()).nodes == ())
         self.cut_short = False
         """Whether work was killed for its timeout."""
         self.events = self.channel.drain.remote()
 
     def capacity(self) -> Capacity:
         """The largest node's and the whole cluster's resources."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU", "memory")}
-        total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-        return Capacity(most["CPU"], most["GPU"], most["memory"], total["CPU"], total["GPU"])
+        return capacity()
 
     def start(self, name: str, payload: Any, request: Request) -> None:
         """Hand the work to Ray, which begins it when its resources are free."""
@@ -76,6 +71,7 @@ class RayExecutor:
         remote = self.isolated if request.isolated else self.shared
         reference = remote.options(**options).remote(self.work, payload, self.channel, name, handed_on())
         self.running[reference] = (name, request, time.monotonic())
+        self.waits.started(name, request)
 
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
         """Block until a task ends or a deadline passes; events are delivered as they come."""
@@ -85,7 +81,7 @@ class RayExecutor:
                 ready, _ = ray.wait([self.events, *self.running], timeout=self._patience(until))
                 self._deliver(self.events in ready)
                 finished = [self._finish(reference) for reference in ready if reference in self.running]
-                finished += self._overdue()
+                finished += self._overdue() + self._given_up()
                 if finished or (until is not None and time.monotonic() >= until):
                     return finished
         # Either may come first when the head dies: the news from the watch, or a call that Ray gives up.
@@ -134,7 +130,7 @@ class RayExecutor:
 
     def _patience(self, until: float | None) -> float | None:
         moments = [self._deadline(request, began) for _, request, began in self.running.values()]
-        moments = [moment for moment in [*moments, until] if moment is not None]
+        moments = [moment for moment in [*moments, self.waits.due(), until] if moment is not None]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     @staticmethod
@@ -144,11 +140,18 @@ class RayExecutor:
     def _deliver(self, arrived: bool) -> None:
         if arrived:
             for name, event in ray.get(self.events):
-                self.on_event(name, event)
+                self._hear(name, event)
             self.events = self.channel.drain.remote()
+
+    def _hear(self, name: str, event: Event) -> None:
+        began = event["event"] == BEGAN
+        self.waits.heard_of(name, began=began)
+        if not began:
+            self.on_event(name, event)
 
     def _finish(self, reference: Any) -> Finished:
         name, _, _ = self.running.pop(reference)
+        self.waits.ended(name)
         try:
             result = ray.get(reference)
         except ray.exceptions.OutOfMemoryError:
@@ -159,19 +162,30 @@ class RayExecutor:
         except ray.exceptions.RayError as error:
             return Finished(name, failure=f"lost: {str(error).strip().splitlines()[-1]}")
         for event_name, event in ray.get(self.channel.take.remote()):
-            self.on_event(event_name, event)
+            self._hear(event_name, event)
         return Finished(name, result)
 
     def _overdue(self) -> list[Finished]:
-        now, overdue = time.monotonic(), []
-        for reference, (name, request, began) in list(self.running.items()):
-            deadline = self._deadline(request, began)
-            if deadline is not None and now >= deadline:
+        now = time.monotonic()
+        late = {
+            name: out_of_time(request.timeout_seconds)
+            for name, request, began in self.running.values()
+            if (deadline := self._deadline(request, began)) is not None and now >= deadline
+        }
+        return self._stop(late)
+
+    def _given_up(self) -> list[Finished]:
+        return self._stop(self.waits.check())
+
+    def _stop(self, why: Mapping[str, str]) -> list[Finished]:
+        """End work by force, for the reason given for each name."""
+        for reference, (name, _, _) in list(self.running.items()):
+            if name in why:
                 ray.cancel(reference, force=True, recursive=True)
                 self.cut_short = True
                 del self.running[reference]
-                overdue.append(Finished(name, failure=out_of_time(request.timeout_seconds)))
-        return overdue
+                self.waits.ended(name)
+        return [Finished(name, failure=reason) for name, reason in why.items()]
 
 
 class _Channel:
@@ -239,77 +253,8 @@ class Emitter:
 def _run(work: Work, payload: Any, channel: Any, name: str, variables: Mapping[str, str]) -> Any:
     os.environ.update(variables)
     emit = Emitter(channel, name)
+    emit({"event": BEGAN})
     try:
         return work(payload, emit)
     finally:
         emit.flush()
-
-
-def _connected(profile: Profile, run: str) -> bool:
-    """As `_connect`. Raises ClusterLostError when there is no Ray to be had."""
-    try:
-        return _connect(profile, run)
-    # Ray has no type for this: what it raises when a part of it does not start in time is a bare Exception.
-    except Exception as error:
-        done = "started on this machine" if profile.address == "local" else f"joined at {profile.address}"
-        if profile.address == "local" and run:
-            leftovers.kill_processes(run)
-        raise ClusterLostError(f"Ray could not be {done}: {' '.join(str(error).split())}") from error
-
-
-def _connect(profile: Profile, run: str) -> bool:
-    """Join or start the cluster; returns whether it was started here."""
-    if ray.is_initialized():
-        return False
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "regraft"}
-    if profile.address != "local":
-        inherited = JOB_CONFIG_VARIABLE in os.environ or not run
-        environment = None if inherited else {"env_vars": {leftovers.VARIABLE: run}}
-        ray.init(address=profile.address, runtime_env=environment, **common)
-        return False
-    with _importable_by_workers(), leftovers.marked(run):
-        ray.init(
-            address="local",
-            num_cpus=profile.cpus,
-            num_gpus=profile.gpus,
-            _memory=profile.memory,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **common,
-        )
-    return True
-
-
-def _parts() -> dict[str, str]:
-    """The parts of Ray without which this process waits in vain, and where they listen."""
-    context = ray.get_runtime_context()
-    if ray.util.client.ray.is_connected():
-        return {}  # a ray:// address: its own connection ends with an error when the other end is gone
-    parts = {"the head of the Ray cluster": context.gcs_address}
-    for node in ray.nodes():
-        if node["NodeID"] == context.get_node_id():
-            parts["Ray's process on this node (raylet)"] = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-    return parts
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM: Ray puts one of its own in its place, which exits at once."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _importable_by_workers() -> Iterator[None]:
-    """Let the processes of a local Ray, which inherit the environment, import what this process can."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *sys.path, *filter(None, [before])]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

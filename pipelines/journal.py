@@ -27,6 +27,8 @@ DURABLE: Final = frozenset({"run-started", "stage-started", "stage-finished", "r
 """Events that are on the disk before the run goes on (a cache hit is not worth the wait: it can be had again)."""
 DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 LONGEST_LINE_BYTES: Final = 16 << 20
+LONGEST_END_BYTES: Final = 64 << 10
+"""The line that tells the end of a run is shorter."""
 
 
 def new_run_name(pipeline: str) -> str:
@@ -138,8 +140,19 @@ def close_dead_runs(store: Store) -> list[str]:
             writer = JournalWriter(mark.parent)
             writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
             writer.close()
+            store.clear_leases(mark.parent.name)
             closed.append(mark.parent.name)
     return closed
+
+
+def has_ended(directory: Path) -> bool:
+    """Whether the journal in this directory of a run tells its end."""
+    journal = directory / "journal.jsonl"
+    if not journal.exists():
+        return False
+    with journal.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_END_BYTES))
+        return b'"event": "run-finished"' in file.read().rstrip().rpartition(b"\n")[2]
 
 
 def _cut_torn_line(path: Path) -> int:

@@ -24,7 +24,7 @@ from pipelines.store.contents import write_atomically
 from stages.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunRequest:
     """One request for a run; nothing in it but `text` and `overrides` can change a result."""
 

@@ -10,7 +10,7 @@ other stages are *left* alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -80,21 +80,25 @@ def make_plan(
     """The plan. Raises UserError naming every source and every artifact that is not there."""
     fingerprint.remember_in(store.root / "cache" / "code.json")
     plan = Plan(pipeline, choose(pipeline, selection))
-    digests: Digests = {}
-    problems: list[UserError] = []
-    for spec in pipeline.stages.values():
-        try:
-            step = plan.steps[spec.name] = _step(plan, spec, digests, store, earlier)
-        except UserError as error:
-            problems.append(error)
-            continue
-        if step.manifest is not None:
-            learn(digests, spec.name, step.manifest)
-    problems.extend(_missing(plan))
+    with store.snapshot(pipeline.name, (spec.slug for spec in pipeline.stages.values())):
+        problems = [*_plan_stages(plan, store, earlier), *_missing(plan)]
     raise_together(problems)
     store.sources.save()
     fingerprint.save()
     return plan
+
+
+def _plan_stages(plan: Plan, store: Store, earlier: Earlier | None) -> Iterator[UserError]:
+    """Fill in the steps; yields what keeps a stage from having one."""
+    digests: Digests = {}
+    for spec in plan.pipeline.stages.values():
+        try:
+            step = plan.steps[spec.name] = _step(plan, spec, digests, store, earlier)
+        except UserError as error:
+            yield error
+            continue
+        if step.manifest is not None:
+            learn(digests, spec.name, step.manifest)
 
 
 def learn(digests: Digests, stage: str, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from clusters.executor import Capacity
+from clusters.executor import Capacity, Request
 from pipelines.plan import Plan, raise_together
 from pipelines.spec.pipeline import StageSpec
 from pipelines.spec.quantities import format_bytes
@@ -56,8 +56,13 @@ def _disk_problems(disk: Path) -> Iterable[UserError]:
         yield UserError(f"the disk of the store {disk} is full: {format_bytes(free)} free", fix=fix)
 
 
-def beyond(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[str, str]]:
+def beyond(spec: StageSpec, capacity: Capacity, where: str) -> list[tuple[str, str]]:
     """What a stage asks for that `where` can never give: message and fix, each."""
+    return [*_too_much(spec, capacity, where)] or [*_scattered(spec, capacity, where)]
+
+
+def _too_much(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[str, str]]:
+    """Each resource of which there is not enough, whatever the others."""
     asked = spec.resources
     limits = (
         ("cpus", asked.cpus, capacity.node_cpus, capacity.total_cpus),
@@ -74,3 +79,14 @@ def beyond(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[st
         most = format_bytes(capacity.node_memory_bytes)
         fix = f"--set {spec.name.partition('[')[0]}.resources.memory=…, or run on another cluster"
         yield f"asks for {format_bytes(asked.memory_bytes)}; the largest node of {where} can give {most}", fix
+
+
+def _scattered(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple[str, str]]:
+    """That no node has all that a worker asks for, or the nodes, all of them empty, no room for all workers."""
+    asked = spec.resources
+    request = Request(asked.workers, asked.cpus, asked.gpus, asked.memory_bytes)
+    room = sum(node.num_workers(request) for node in capacity.nodes)
+    if capacity.nodes and room < asked.workers:
+        each = f"{asked.cpus:g} cpus, {asked.gpus:g} gpus and {format_bytes(asked.memory_bytes)}"
+        fix = f"--set {spec.name.partition('[')[0]}.resources.workers=…, or run on another cluster"
+        yield f"asks for {asked.workers} workers of {each} each; the nodes of {where} have room for {room}", fix

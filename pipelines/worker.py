@@ -12,8 +12,6 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +20,12 @@ from pipelines.evidence import peak_memory_bytes, reset_peak_memory, versions
 from pipelines.ladder import is_out_of_memory
 from pipelines.stage_log import captured_output, log_tail
 from pipelines.store import Manifest, Store, open_store
-from pipelines.store.lease import Lease, LeaseLostError
+from pipelines.store.lease import LeaseLostError
+from pipelines.task import InputRef, Outcome, Task
 from stages import registry
 from stages.artifacts import Artifact
 from stages.errors import StoppedError, UserError
-from stages.stage import Context, Resources, Stage
-
-
-@dataclass(frozen=True)
-class InputRef:
-    """One input artifact, by where the store has it."""
-
-    method: str
-    key: str
-    output: str
-    stage: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attempt at one stage, as plain values."""
-
-    run: str
-    stage: str
-    uses: str
-    key: str
-    identity: Mapping[str, Any]
-    code: Mapping[str, str]
-    params: Mapping[str, Any]
-    inputs: Mapping[str, tuple[InputRef, ...]]
-    seed: int
-    resources: Resources
-    attempt: int
-    store: str
-    log: str
-    """Name of the log file among those of the run."""
-    directory: str
-    """The working directory that relative paths in parameters count from."""
-    search_path: tuple[str, ...]
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    replace: bool = False
-    """Whether to take the place of a result that is there, which is kept aside."""
-    lease: Lease | None = None
-    """The run's right to publish this key."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    manifest: str | None
-    """The published manifest as JSON, or None when it failed."""
-    seconds: float
-    message: str = ""
-    fix: str = ""
-    tail: str = ""
-    """The end of the log, for a failure nobody foresaw."""
-    users_fault: bool = False
-    fenced: bool = False
-    """Another run has taken over the key meanwhile."""
-    out_of_memory: bool = False
+from stages.stage import Context, Stage
 
 
 def execute(task: Task, emit: Any) -> Outcome:

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.difference import MISSING, Row, StageRows, compare_runs, comparison_json
-from pipelines.cli.format import format_metric
+from pipelines.cli.format import MARKS, format_metric
 from pipelines.cli.history import find_run, read_run
-from pipelines.cli.view import MARKS
 from pipelines.lineage.view import RunView
 from pipelines.report.change import change
 from pipelines.store import Store

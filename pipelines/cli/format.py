@@ -10,6 +10,19 @@ from pipelines.spec.quantities import format_bytes, format_duration
 
 LEADING: Final = ("perplexity", "bits_per_byte", "kl_to_parent", "perplexity_ratio", "top1_agreement", "loss")
 
+MARKS: Final = {
+    "waiting": ("·", "dim"),
+    "running": ("▶", "cyan"),
+    "done": ("✓", "green"),
+    "cached": ("=", "blue"),
+    "kept": ("~", "yellow"),
+    "left": ("·", "dim"),
+    "failed": ("✗", "red"),
+    "skipped": ("-", "yellow"),
+    "cancelled": ("-", "yellow"),
+}
+"""How each state of a stage is shown: mark and style."""
+
 
 def format_metric(name: str, value: float) -> str:
     """A metric's value; names that end in `bytes` or `seconds` are shown in their units."""

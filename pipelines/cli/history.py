@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.cli.format import format_metrics
+from pipelines.cli.format import MARKS, format_metrics
 from pipelines.cli.tables import grid
-from pipelines.cli.view import MARKS
 from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
 from pipelines.spec.problems import nearest
@@ -34,7 +33,10 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
         return
     view = read_run(store, find_run(store, run))
     if as_json:
-        stages = {name: {"state": stage.state, "metrics": stage.metrics} for name, stage in view.stages.items()}
+        stages = {
+            name: {"state": stage.state, "waits": stage.waits or None, "metrics": stage.metrics}
+            for name, stage in view.stages.items()
+        }
         print(json.dumps({"run": view.started["run"], "state": view.state, "stages": stages}, indent=2))
         return
     console = Console(highlight=False)
@@ -43,7 +45,7 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
     for stage in view.stages.values():
         mark, style = MARKS[stage.state]
         clock = format_duration(stage.seconds) if stage.seconds else ""
-        figures = Text(format_metrics(stage.metrics))
+        figures = Text(stage.waits or format_metrics(stage.metrics))
         table.add_row(Text(mark, style), Text(stage.name, style), stage.uses, Text(stage.state, style), clock, figures)
     console.print(table)
 
@@ -96,7 +98,7 @@ def read_run(store: Store, run: str) -> RunView:
     if view.state == "running" and store.death_of(run) != "":
         view.state = "died"
         for stage in view.stages.values():
-            stage.state = "cancelled" if stage.state == "running" else stage.state
+            stage.state, stage.waits = "cancelled" if stage.state == "running" else stage.state, ""
     return view
 
 

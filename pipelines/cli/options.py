@@ -34,6 +34,7 @@ SubmittedTo = Annotated[
     str | None, typer.Option("--cluster", help="Where it was submitted, when that was from another machine.")
 ]
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray: for debugging.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="All at its smallest, in a store apart: seconds a stage.")]
 Track = Annotated[bool, typer.Option(help="Mirror the run in MLflow.")]
 ViewAs = Annotated[Literal["auto", "live", "lines", "quiet"], typer.Option("--view", help="What to show meanwhile.")]
 FailFast = Annotated[

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.cli.tables import figure_tables, print_failures, result_table
-from pipelines.run import RunResult
+from pipelines.result import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 from pipelines.store import Store

@@ -5,7 +5,6 @@ Imports nothing for the terminal, so that `plan --json` stays quick; people read
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from clusters.capacity import known_capacity
@@ -24,7 +23,7 @@ def impossible(plan: Plan, profile: Profile, cluster: str) -> Problems:
     found: Problems = {}
     for name, step in plan.steps.items():
         if step.state in ("run", "unknown"):
-            found.update((name, problem) for problem in islice(beyond(step.spec, capacity, where), 1))
+            found.update((name, problem) for problem in beyond(step.spec, capacity, where)[:1])
     return found
 
 

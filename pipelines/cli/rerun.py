@@ -15,7 +15,7 @@ from pipelines.cli.session import RunOptions, View, run_pipeline
 from pipelines.drift import accept
 from pipelines.origin import RunRequest, finished
 from pipelines.plan import make_plan
-from pipelines.run import RunResult
+from pipelines.result import RunResult
 from pipelines.selection import Selection, arms
 from pipelines.spec.pipeline import Pipeline
 from pipelines.store import Store

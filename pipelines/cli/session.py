@@ -9,19 +9,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from clusters.executor import Executor, InlineExecutor, OnEvent
 from pipelines import evidence
 from pipelines.journal import Event, JournalWriter, close_dead_runs, new_run_name
 from pipelines.origin import RunRequest, earlier_artifacts
 from pipelines.plan import Plan, make_plan
-from pipelines.preflight import check_capacity, preflight
-from pipelines.run import Runner, RunResult, Surroundings
+from pipelines.result import RunResult
+from pipelines.run import Runner
 from pipelines.selection import EVERYTHING, Selection
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.store import Store
+from pipelines.task import Surroundings
 from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from clusters.executor import Executor, OnEvent
 
 View = Literal["live", "lines", "quiet"]
 MIRROR_PATIENCE_SECONDS = 60.0
@@ -57,18 +60,18 @@ def run_pipeline(
     """Plan and run `pipeline`. Raises UserError before any compute for what cannot work."""
     run = os.environ.pop(NAME_VARIABLE, "") or new_run_name(pipeline.name)
     request = RunRequest(
-        pipeline.file,
-        pipeline.text,
-        pipeline.overrides,
-        selection,
-        rerun_of,
-        resumes,
-        str(Path.cwd()),
-        options.executor,
-        options.cluster,
-        options.track,
-        options.fail_fast,
-        options.smoke,
+        file=pipeline.file,
+        text=pipeline.text,
+        overrides=pipeline.overrides,
+        selection=selection,
+        rerun_of=rerun_of,
+        resumes=resumes,
+        directory=str(Path.cwd()),
+        executor=options.executor,
+        cluster=options.cluster,
+        track=options.track,
+        fail_fast=options.fail_fast,
+        smoke=options.smoke,
     )
     for dead in close_dead_runs(store):
         _end_leftovers(dead)
@@ -77,6 +80,8 @@ def run_pipeline(
     if plan.cached:
         result = _record_run(plan, store, run, options, request, _no_executor, quiet=True)
     else:
+        from pipelines.preflight import preflight
+
         preflight(plan, store.root)
         result = _record_run(plan, store, run, options, request, _executor_maker(plan, options, run), quiet=False)
     store.sources.save()
@@ -150,7 +155,9 @@ def _view(wanted: View | None, pipeline: Pipeline) -> Any:
 
 def _executor_maker(plan: Plan, options: RunOptions, run: str) -> Any:
     from clusters.environment import prepare
+    from clusters.executor import InlineExecutor
     from clusters.profile import ProfileError, load_profile
+    from pipelines.preflight import check_capacity
 
     def make(on_event: OnEvent) -> Executor:
         from pipelines.worker import execute

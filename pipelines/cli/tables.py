@@ -10,9 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.format import LEADING, format_metric, format_metrics
-from pipelines.cli.view import MARKS
-from pipelines.run import RunResult
+from pipelines.cli.format import LEADING, MARKS, format_metric, format_metrics
+from pipelines.result import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 

@@ -19,21 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.format import format_metrics
+from pipelines.cli.format import MARKS, format_metrics
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 
-MARKS: Final = {
-    "waiting": ("·", "dim"),
-    "running": ("▶", "cyan"),
-    "done": ("✓", "green"),
-    "cached": ("=", "blue"),
-    "kept": ("~", "yellow"),
-    "left": ("·", "dim"),
-    "failed": ("✗", "red"),
-    "skipped": ("-", "yellow"),
-    "cancelled": ("-", "yellow"),
-}
+SAID: Final = frozenset({"message", "waits-for-room", "has-room"})
+"""Events whose text is for people."""
 MOST_ROWS: Final = 30
 
 
@@ -87,7 +78,7 @@ class Picture:
             row.first = row.first or (time.monotonic(), row.done)
         elif kind == "curve":
             row.curves.update(event["values"])
-        elif kind == "message":
+        elif kind in SAID:
             row.note = event["text"]
         return row
 
@@ -113,9 +104,10 @@ class LiveView(AbstractContextManager["LiveView"]):
 
     def _table(self) -> Table:
         now = time.monotonic()
-        table = Table(box=None, padding=(0, 1), show_header=False)
-        for _ in range(6):
+        table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
+        for _ in range(5):
             table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)  # a long note gives way, names and times do not
         rows = list(self.picture.rows.values())
         shown = (
             rows if len(rows) <= MOST_ROWS else [row for row in rows if row.state in ("running", "failed")][:MOST_ROWS]
@@ -178,7 +170,7 @@ class LineView(AbstractContextManager["LineView"]):
         if kind == "stage-finished":
             clock = f" in {format_duration(row.seconds)}" if row.state in ("done", "failed") else ""
             return f"{row.state}{clock}" + (f": {row.note}" if row.note else "")
-        if kind == "message":
+        if kind in SAID:
             return event["text"]
         if kind == "progress" and time.monotonic() - self.told.get(row.name, row.began) > 20:
             self.told[row.name] = time.monotonic()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.housekeeping.files import StoreFiles
+from pipelines.journal import has_ended
 from pipelines.store import Store
+from pipelines.store.holder import Holder
 from pipelines.store.lease import Lease
 from pipelines.store.store import KEY_LENGTH
 
@@ -34,9 +35,9 @@ def find_alive(store: Store) -> Alive:
 
 
 def _leases(store: Store) -> Iterator[Lease]:
-    """The leases that count, unless their run is known to be dead."""
-    keys = {name.split("/")[1] for name in StoreFiles(store).glob("leases/*/*")}
-    for key in sorted(keys):
-        found = store.leases.newest(key)
-        if found is not None and not found[0].holder.is_gone and not store.death_of(found[0].holder.run):
-            yield found[0]
+    """The leases that count, unless their run is known to be over: one that died may leave some."""
+    return (lease for lease in store.leases.all() if not _is_over(store, lease.holder))
+
+
+def _is_over(store: Store, holder: Holder) -> bool:
+    return holder.is_gone or bool(store.death_of(holder.run)) or has_ended(store.run_directory(holder.run))

@@ -12,7 +12,7 @@ from pipelines.housekeeping.catalogue import Catalogue, directory_name
 from pipelines.store import Manifest
 from pipelines.store.store import KEY_LENGTH
 
-Kind = Literal["artifact", "unfinished", "scratch", "work", "damaged", "replaced"]
+Kind = Literal["artifact", "unfinished", "lease", "scratch", "work", "damaged", "replaced"]
 ASIDE: Final[Mapping[Kind, str]] = {
     "damaged": "no longer matched its digests and was set aside",
     "replaced": "was made anew and set aside",
@@ -64,6 +64,7 @@ def _is_stray(place: str, known: Mapping[str, Manifest]) -> bool:
 
 def leftovers(catalogue: Catalogue, alive: Alive, kept_runs: Container[str]) -> Iterator[Item]:
     """What is left of attempts; `kept_runs` may go on from theirs."""
+    yield from _leases(catalogue, alive)
     root = catalogue.files.root
     pending = {
         key[:KEY_LENGTH]: (stage, record) for record in catalogue.runs.values() for stage, key in record.pending.items()
@@ -93,6 +94,14 @@ def leftovers(catalogue: Catalogue, alive: Alive, kept_runs: Container[str]) -> 
             yield Item(kind, f"{kind}/{path.name}", path.name, _size(path), "", _changed(path), True, why)
 
 
+def _leases(catalogue: Catalogue, alive: Alive) -> Iterator[Item]:
+    """Leases of runs that are over: nobody waits for them, and the next run that wants the key takes it anyway."""
+    for lease in catalogue.store.leases.all():
+        if not alive.holder(lease.key):
+            name, run = f"{lease.holder.stage} {lease.key[:8]}".strip(), lease.holder.run
+            yield Item("lease", f"leases/{lease.key}", name, 0, run, 0.0, True, f"left by run {run}, which is over")
+
+
 def _unless_held(alive: Alive, key: str, why: str) -> tuple[str, bool]:
     holder = alive.holder(key)
     return (f"held by {holder}", False) if holder else (why, True)
@@ -102,11 +111,6 @@ def _size(path: Path) -> int:
     """Bytes of a file, or of all files below a directory."""
     entries = [path] if path.is_file() else [entry for entry in path.rglob("*") if not entry.is_dir()]
     return sum(entry.lstat().st_size for entry in entries)
-
-
-def _unless_held(alive: Alive, key: str, why: str) -> tuple[str, bool]:
-    holder = alive.holder(key)
-    return (f"held by {holder}", False) if holder else (why, True)
 
 
 def _changed(path: Path) -> float:

@@ -27,6 +27,8 @@ class StageView:
     seconds: float | None = None
     producer: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    waits: str = ""
+    """What it waits for before it can begin, as people read it."""
     last_steps: dict[str, int] = field(default_factory=dict)
     """The highest step of each curve: a final figure of the same name is logged there, or MLflow would not show it."""
 
@@ -50,6 +52,8 @@ class RunView:
         handlers = {
             "run-started": self._on_run_started,
             "stage-started": self._on_stage_started,
+            "waits-for-room": self._on_room,
+            "has-room": self._on_room,
             "curve": self._on_curve,
             "stage-finished": self._on_stage_finished,
             "run-finished": self._on_run_finished,
@@ -84,7 +88,10 @@ class RunView:
 
     def _on_stage_started(self, event: Event) -> None:
         stage = self.stage(event)
-        stage.state, stage.attempt = "running", event.get("attempt") or 1
+        stage.state, stage.attempt, stage.waits = "running", event.get("attempt") or 1, ""
+
+    def _on_room(self, event: Event) -> None:
+        self.stage(event).waits = event["text"] if event["event"] == "waits-for-room" else ""
 
     def _on_curve(self, event: Event) -> None:
         steps = self.stage(event).last_steps
@@ -95,7 +102,7 @@ class RunView:
         stage = self.stage(event)
         stage.state, stage.attempt = event["state"], event.get("attempt") or stage.attempt or 1
         stage.seconds, stage.producer = event.get("seconds"), event.get("producer")
-        stage.metrics = event.get("metrics") or {}
+        stage.metrics, stage.waits = event.get("metrics") or {}, ""
 
     def _on_run_finished(self, event: Event) -> None:
         self.state, self.seconds = event["state"], event.get("seconds")

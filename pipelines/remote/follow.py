@@ -33,12 +33,17 @@ class Tail:
     lines: int
     offsets: dict[str, int] = field(default_factory=dict)
     speaker: str = ""
+    waits: dict[str, str] = field(default_factory=dict)
+    """What each stage was last said to wait for."""
 
     def print_new(self, stages: list[StageView]) -> None:
         """Print whole lines that are new; of what was there at first only the end."""
         for stage in stages:
             if self.only not in (None, stage.name):
                 continue
+            if stage.waits and stage.waits != self.waits.get(stage.name):
+                print(f"── {stage.name} {stage.waits}", flush=True)
+                self.waits[stage.name] = stage.waits
             log = self.directory / "logs" / f"{stage.slug}.log"
             if log.exists():
                 self._print(stage.name, log)

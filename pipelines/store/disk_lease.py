@@ -18,6 +18,10 @@ class DiskLeases:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def list_keys(self) -> list[str]:
+        """The keys that have lease files."""
+        return sorted(path.name for path in self.root.glob("*") if path.is_dir())
+
     def tokens(self, key: str) -> list[int]:
         """The tokens that exist for `key`."""
         try:

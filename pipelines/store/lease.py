@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,9 @@ class Lease:
 class LeaseFiles(Protocol):
     """Where lease files are kept."""
 
+    def list_keys(self) -> list[str]:
+        """The keys that have any."""
+
     def tokens(self, key: str) -> list[int]:
         """The tokens that exist for `key`."""
 
@@ -78,6 +82,12 @@ class Leases:
             if found is not None:
                 return Lease.from_bytes(key, max(tokens), found[0]), found[1]
         return None
+
+    def all(self) -> Iterator[Lease]:
+        """Every lease that counts."""
+        for key in self.files.list_keys():
+            if found := self.newest(key):
+                yield found[0]
 
     def take(self, key: str, holder: Holder, after: int = 0) -> Lease | None:
         """The lease with the token after `after`, or None when another run was faster."""

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 
 from pipelines.store.contents import StampedDigests, damage, list_files, sha256_file
+from pipelines.store.glance import Glances
 from pipelines.store.lease import Lease, Leases, UnreachableError
 from pipelines.store.manifest import Manifest, OutputRecord
 from pipelines.store.remote_lease import RemoteLeases, create, remove
@@ -42,6 +43,7 @@ class RemoteStore(Store):
             self.remote, self.base = fsspec.core.url_to_fs(self._location, use_listings_cache=False)
             self._open_base()
         self.leases = Leases(RemoteLeases(self.remote, f"{self.base}/leases", self._reaching))
+        self._glances: Glances | None = None
         self._runs = Downlink(self.remote, f"{self.base}/runs", self.root / "runs")
 
     @property
@@ -55,13 +57,24 @@ class RemoteStore(Store):
 
     def find(self, method: str, key: str) -> Manifest | None:
         """The remote manifest."""
-        relative = self.directory(method, key).relative_to(self.root).as_posix()
         with self._reaching():
             try:
-                manifest = parse_manifest(self.remote.cat_file(f"{self.base}/{relative}/manifest.json"))
+                data = self._manifest(self._place(method, key))
             except FileNotFoundError:
                 return None
+        manifest = parse_manifest(data) if data is not None else None
         return manifest if manifest and manifest.key == key else None
+
+    @contextlib.contextmanager
+    def snapshot(self, pipeline: str, stages: Iterable[str]) -> Iterator[None]:
+        """While it is open, each artifact is looked at once; what the stages had last, all at the same time."""
+        self._glances = Glances(self.remote, self.base, self.root / "cache" / "manifests")
+        try:
+            last = [self.last_place(pipeline, stage) for stage in stages]
+            self._glances.look_ahead((self._place(*place) for place in last if place), self._reaching)
+            yield
+        finally:
+            self._glances = None
 
     def manifests(self) -> Iterator[tuple[str, Manifest | None]]:
         """Where each artifact is, with its manifest."""
@@ -72,11 +85,11 @@ class RemoteStore(Store):
     def damage(self, manifest: Manifest, *, read: bool = False) -> str | None:
         """What is wrong with the remote files: missing or of another size; with `read`, of another content."""
         below = f"{self.base}/{self._outputs(manifest)}"
-        found = {str(name).lstrip("/"): about["size"] for name, about in self.remote.find(below, detail=True).items()}
+        found = self._sizes(manifest)
         for name, output in manifest.outputs.items():
             for file in output.files:
                 address = f"{below}/{name}/{file.path}"
-                size = found.get(address.lstrip("/"))
+                size = found.get(f"{name}/{file.path}")
                 if size is None:
                     return f"{name}/{file.path} is missing"
                 if size != file.size:
@@ -123,6 +136,9 @@ class RemoteStore(Store):
             return published
         self._settle(workspace, self.directory(manifest.method, manifest.key))
         return manifest
+
+    def _is_published(self, claim_key: str) -> bool:
+        return bool(self.remote.glob(f"{self.base}/artifacts/*/{claim_key}/manifest.json"))
 
     def set_aside_artifact(self, where: str) -> str:
         """Take an artifact away from where it is found; its files stay. Returns where the manifest is now."""
@@ -193,6 +209,22 @@ class RemoteStore(Store):
         except Exception as error:
             fix = "check the address, the network and the credentials of the store"
             raise UnreachableError(f"cannot reach the store {self._location}: {error}", fix=fix) from None
+
+    def _manifest(self, place: str) -> bytes | None:
+        """The manifest in directory `place`, as it is now, or as the snapshot has it."""
+        if self._glances:
+            return self._glances.at(place).manifest
+        return self.remote.cat_file(f"{self.base}/{place}/manifest.json")
+
+    def _sizes(self, manifest: Manifest) -> dict[str, int]:
+        """Bytes of each remote file of an artifact, by output and path."""
+        if self._glances:
+            within = f"{manifest.place}/" if manifest.place else ""
+            seen = self._glances.at(self._relative(manifest)).sizes
+            return {name.removeprefix(within): size for name, size in seen.items() if name.startswith(within)}
+        below = f"{self.base}/{self._outputs(manifest)}"
+        found = {str(name).lstrip("/"): about["size"] for name, about in self.remote.find(below, detail=True).items()}
+        return {name.removeprefix(f"{below.lstrip('/')}/"): size for name, size in found.items()}
 
     def _whole(self, manifest: Manifest) -> Manifest | None:
         """The published artifact of the same key, if it is whole."""
@@ -271,7 +303,11 @@ class RemoteStore(Store):
                 self.remote.rm(f"{self.base}/{self._outputs(manifest)}", recursive=True)
 
     def _relative(self, manifest: Manifest) -> str:
-        return self.directory(manifest.method, manifest.key).relative_to(self.root).as_posix()
+        return self._place(manifest.method, manifest.key)
+
+    def _place(self, method: str, key: str) -> str:
+        """The directory of an artifact, below the base and in the local copy."""
+        return self.directory(method, key).relative_to(self.root).as_posix()
 
     def _outputs(self, manifest: Manifest) -> str:
         return "/".join(filter(None, (self._relative(manifest), manifest.place)))

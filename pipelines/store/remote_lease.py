@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 from fsspec import AbstractFileSystem
 
 from pipelines.store.transfer import make_parent
 from stages.errors import UserError
 
+PROBE: Final = "probe-"
 _LOCK = threading.Lock()
 """For `memory://`, which is of one process and checks and writes in two steps."""
 
@@ -26,15 +28,13 @@ class RemoteLeases:
         self.remote, self.base, self.reaching = remote, base, reaching
         self.is_probed = False
 
+    def list_keys(self) -> list[str]:
+        """The keys that have lease files."""
+        return [name for name in self._names(self.base) if not name.startswith(PROBE)]
+
     def tokens(self, key: str) -> list[int]:
         """The tokens that exist for `key`."""
-        with self.reaching():
-            try:
-                names = self.remote.ls(f"{self.base}/{key}", detail=False, refresh=True)
-            except FileNotFoundError:
-                return []
-        found = [str(name).rpartition("/")[2] for name in names]
-        return [int(name) for name in found if name.isdecimal()]
+        return [int(name) for name in self._names(f"{self.base}/{key}") if name.isdecimal()]
 
     def create(self, key: str, token: int, data: bytes) -> bool:
         """A conditional put. Raises UserError for a store that ignores the condition."""
@@ -63,6 +63,14 @@ class RemoteLeases:
         with self.reaching():
             remove(self.remote, self._address(key, token))
 
+    def _names(self, directory: str) -> list[str]:
+        with self.reaching():
+            try:
+                names = self.remote.ls(directory, detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+        return [str(name).rstrip("/").rpartition("/")[2] for name in names]
+
     def _address(self, key: str, token: int) -> str:
         return f"{self.base}/{key}/{token}"
 
@@ -70,7 +78,7 @@ class RemoteLeases:
         """Once a run: two creates of one file, of which the second must fail."""
         if self.is_probed:
             return
-        address = f"{self.base}/probe-{secrets.token_hex(8)}"
+        address = f"{self.base}/{PROBE}{secrets.token_hex(8)}"
         try:
             if not create(self.remote, address, b"1") or create(self.remote, address, b"2"):
                 raise _unsafe()

@@ -21,8 +21,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +113,13 @@ class Store(RunRecords):
             raise UserError(message, where=self.uri(manifest, output), fix="run the pipeline again: it is made anew")
         return self.directory(manifest.method, manifest.key) / output
 
+    def snapshot(self, pipeline: str, stages: Iterable[str]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """While it is open, artifacts may be told as they were when first asked for: enough for a plan.
+
+        What the `stages` (slugs) of `pipeline` had last is likely to be asked for. A disk is quick enough as it is.
+        """
+        return nullcontext()
+
     def manifests(self) -> Iterator[tuple[str, Manifest | None]]:
         """Where each artifact is, with its manifest; None for a manifest that cannot be read."""
         for file in sorted((self.root / "artifacts").glob("*/*/manifest.json")):
@@ -121,6 +128,19 @@ class Store(RunRecords):
     def claim(self, key: str, holder: Holder) -> Claim:
         """A run's wish for the lease of `key`."""
         return Claim(self.leases, self.claim_key(key), holder)
+
+    def clear_leases(self, run: str) -> None:
+        """Remove what a dead `run` still holds although its result is there: it died between the two.
+
+        Its other leases stay: they tell the run that takes over from whom.
+        """
+        for lease in self.leases.all():
+            if lease.holder.run == run and self._is_published(lease.key):
+                self.leases.release(lease)
+
+    def _is_published(self, claim_key: str) -> bool:
+        """Whether an artifact of any method has this key."""
+        return any((self.root / "artifacts").glob(f"*/{claim_key}/manifest.json"))
 
     @staticmethod
     def claim_key(key: str) -> str:
@@ -228,9 +248,14 @@ class Store(RunRecords):
 
     def last(self, pipeline: str, stage: str) -> Manifest | None:
         """The manifest a stage of a pipeline had last, if it is still there."""
+        place = self.last_place(pipeline, stage)
+        return self.find(*place) if place else None
+
+    def last_place(self, pipeline: str, stage: str) -> tuple[str, str] | None:
+        """Method and key of what a stage of a pipeline had last, on this machine."""
         try:
             entry = json.loads((self.root / "last" / pipeline / f"{stage}.json").read_bytes())
-            return self.find(entry["method"], entry["key"])
+            return entry["method"], entry["key"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 

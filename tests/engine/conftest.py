@@ -12,7 +12,7 @@ from pipelines import identity
 from pipelines.cli.session import RunOptions, run_pipeline
 from pipelines.fingerprint import forget
 from pipelines.plan import Plan, make_plan
-from pipelines.run import RunResult
+from pipelines.result import RunResult
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from pipelines.store import Store, open_store

@@ -60,6 +60,13 @@ def test_run_then_cached_then_changed(regraft, tmp_path):
     assert "0 damaged" in regraft("verify")
 
 
+def test_a_plan_of_the_smoke_run_is_about_its_small_stages_and_its_store(regraft):
+    assert "1 to run, 1 to run if inputs change" in regraft("plan", "p.yaml", "--smoke")
+    regraft("run", "p.yaml", "--smoke", *INLINE)
+    assert "2 cached" in regraft("plan", "p.yaml", "--smoke")
+    assert "cached" not in regraft("plan", "p.yaml"), "the real one has not run"
+
+
 def test_verify_finds_damage(regraft, tmp_path):
     regraft("run", "p.yaml", *INLINE)
     report = next((tmp_path / ".regraft" / "artifacts").glob("*Copy/*/text/report.json"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import Journal, list_runs
-from pipelines.store import Store, holder, lease
+from pipelines.journal import Journal, JournalWriter, list_runs
+from pipelines.store import Store, holder, lease, open_store
 from pipelines.store.disk_lease import DiskLeases
 from pipelines.store.holder import Holder
 from pipelines.store.lease import Claim, Lease, LeaseLostError, Leases
@@ -267,6 +267,26 @@ def test_a_cached_run_takes_no_lease(bench, monkeypatch):
     bench.run(text)
     monkeypatch.setattr(Leases, "newest", lambda *_: pytest.fail("a lease was looked at"))
     assert set(bench.run(text).states.values()) == {"cached"}
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_a_run_that_died_after_publishing_leaves_no_lease_to_the_next(bench, monkeypatch, tmp_path, place):
+    """Between the publication and the journal's entry; the lease of what is not made yet tells whom one takes over."""
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "cache"))
+    store = bench.store = open_store(f"memory://{tmp_path.name}/store") if place == "memory" else bench.store
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n"
+    made = bench.run(text).manifests["a"].key
+    for run, key in ((dead("r1"), made), (dead("r1"), KEY), (dead("r2"), "m" * 64), (Holder.here("alive"), "n" * 64)):
+        assert store.claim(key, run).attempt()
+    gone = JournalWriter(store.run_directory("r1"))
+    gone.write({"event": "run-started", "run": "r1"})
+    store.mark_run(dead("r1"))
+    assert set(bench.run(text).states.values()) == {"cached"}
+    assert sorted(store.leases.files.list_keys()) == [key[:24] for key in (KEY, "m" * 64, "n" * 64)]
+    claim = store.claim(KEY, Holder.here("r3"))
+    assert claim.attempt()
+    assert "took over from run r1" in claim.taken_over
+    gone.close()
 
 
 def test_only_the_work_of_dead_runs_is_cleared(tmp_path):

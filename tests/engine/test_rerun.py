@@ -13,7 +13,7 @@ from pipelines.lineage.mirror import STATUS
 from pipelines.lineage.view import REUSED
 from pipelines.origin import RunRequest
 from pipelines.plan import make_plan
-from pipelines.run import GOOD
+from pipelines.result import GOOD
 from pipelines.selection import Selection, choose
 from pipelines.spec.document import Document
 from pipelines.spec.load import load, parse
@@ -271,7 +271,17 @@ def test_a_damaged_request_is_told(chain):
 
 def test_the_request_of_a_run_is_read_back(tmp_path):
     request = RunRequest(
-        "p.yaml", "text", ("a=1",), Selection(only=("b",)), "one", "two", "/here", "inline", "x", False, True
+        file="p.yaml",
+        text="text",
+        overrides=("a=1",),
+        selection=Selection(only=("b",)),
+        rerun_of="one",
+        resumes="two",
+        directory="/here",
+        executor="inline",
+        cluster="x",
+        track=False,
+        fail_fast=True,
     )
 
     class Place:

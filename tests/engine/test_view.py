@@ -1,5 +1,6 @@
 """What the screen says while a run goes on."""
 
+import io
 import time
 
 from rich.console import Console
@@ -51,6 +52,17 @@ def test_the_table_shows_state_progress_and_curves():
     assert "30 of 100 tokens" in text
     assert "loss 2.5" in text
     assert "0 of 2 stages" in text
+
+
+def test_a_long_note_gives_way_to_names_and_times():
+    live = view.LiveView(PIPELINE)
+    live(started("a"))
+    live({"event": "message", "stage": "a", "text": "what it says " * 30})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(live._table())
+    text = console.export_text()
+    assert "tests.toy:Write" in text
+    assert "what it says" in text
 
 
 def test_long_reasons_are_cut():

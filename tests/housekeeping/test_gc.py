@@ -19,6 +19,7 @@ from pipelines.housekeeping.reference import find_artifact
 from pipelines.housekeeping.sweep import collect, sweep
 from pipelines.store.holder import Holder
 from stages.errors import UserError
+from tests.holders import dead, far
 from tests.housekeeping.conftest import EVERYWHERE, PIPELINE, Shop
 
 LAST = Policy(keep_last=1)
@@ -178,6 +179,21 @@ def test_leftovers_of_dead_runs_go(shop: Shop) -> None:
     }
     collect(shop.store, LAST)
     assert not list(root.glob("scratch/*")) + list(root.glob("work/*")) + list(root.glob("damaged/*"))
+
+
+@EVERYWHERE
+def test_leases_of_runs_that_are_over_go(any_shop: Shop) -> None:
+    store = any_shop.store
+    over = any_shop.results[0].run
+    for holder, key in ((dead("died"), "a"), (far(over), "b"), (far("alive"), "c")):
+        assert store.claim(key * 64, holder).attempt()
+    found = {item.path: (item.goes, item.why) for item in look(any_shop, LAST) if item.kind == "lease"}
+    assert found == {
+        f"leases/{'a' * 24}": (True, "left by run died, which is over"),
+        f"leases/{'b' * 24}": (True, f"left by run {over}, which is over"),
+    }
+    collect(store, LAST)
+    assert store.leases.files.list_keys() == ["c" * 24]
 
 
 def test_scratch_that_a_kept_run_can_go_on_from_stays(bench) -> None:

@@ -1,6 +1,7 @@
 """From file to pipeline: every problem at once, with place and nearest name."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -180,6 +181,52 @@ def test_overrides():
 def test_an_override_of_nothing_is_refused(text):
     with pytest.raises(UserError, match="--set"):
         load(GOOD, text)
+
+
+AXES = """\
+name: x
+stages:
+  a: {uses: "tests.toy:Write"}
+  direct: {uses: "tests.toy:Write", matrix: {repeat: [1, 2], seed: [0, 1]}}
+  named: {uses: "tests.toy:Write", with: {text: "t${matrix.of}", repeat: 3}, matrix: {of: [1, 2]}}
+  twice: {uses: "tests.toy:Copy", with: {mark: "${matrix.of}"}, inputs: {text: "${matrix.of}"}, matrix: {of: [a]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("direct.repeat=5", "direct.matrix.repeat"),
+        ("direct.with.repeat=5", "direct.matrix.repeat"),
+        ("direct.seed=5", "direct.matrix.seed"),
+        ("named.text=constant", "named.matrix.of"),
+        ("named.with={repeat: 4}", "named.matrix.of"),
+    ],
+)
+def test_an_override_of_what_a_matrix_gives_names_the_axis(text, axis):
+    with pytest.raises(UserError, match=rf"--set {re.escape(text)}: .* is given by its matrix, axis") as caught:
+        load(AXES, text)
+    assert caught.value.fix == f"set the axis: --set '{axis}=[VALUE, …]'"
+    assert load(AXES, f"{axis}=[1, 2]"), "the fix works"
+
+
+@pytest.mark.parametrize("text", ["direct[repeat=1,seed=0].text=5", "direct[repeat=1].text=5"])
+def test_an_override_of_one_arm_says_how_to_set_all_or_the_axis(text):
+    with pytest.raises(UserError, match="an arm of a matrix has no values of its own") as caught:
+        load(AXES, text)
+    assert "--set direct.NAME=VALUE" in caught.value.fix
+    assert "--set 'direct.matrix.AXIS=[VALUE, …]'" in caught.value.fix
+
+
+def test_overrides_of_a_stage_with_a_matrix_that_work():
+    stages = load(AXES, "direct.matrix.repeat=[7]", "direct.text=z", "named.text=u${matrix.of}", "twice.mark=w").stages
+    assert {name for name in stages if name.startswith("direct")} == {
+        "direct[repeat=7,seed=0]",
+        "direct[repeat=7,seed=1]",
+    }
+    assert {stages[f"direct[repeat=7,seed={seed}]"].params.text for seed in (0, 1)} == {"z"}
+    assert [stages[f"named[of={of}]"].params.text for of in (1, 2)] == ["u1", "u2"]
+    assert stages["twice[of=a]"].params.mark == "w", "the axis still says what is read"
 
 
 def test_an_override_through_an_alias_changes_one_stage():

@@ -293,3 +293,55 @@ def test_what_is_local_stays_local(machines, tmp_path):
     link.send(everything=True)
     names = {address.rpartition("/runs/r/")[2] for address in store.remote.find(f"{store.base}/runs")}
     assert names == {"journal.jsonl", "logs/a.log"}
+
+
+WIDE = """\
+name: wide
+stages:
+  a: {uses: "tests.toy:Write", matrix: {repeat: [%s]}}
+  b: {uses: "tests.toy:Join", inputs: {texts: a}}
+"""
+
+
+class Requests:
+    """Counts what a store asks its bucket for."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        real = store.remote._call_s3
+
+        async def counted(method: str, *args, **kwargs):
+            self.names.append(method)
+            return await real(method, *args, **kwargs)
+
+        monkeypatch.setattr(store.remote, "_call_s3", counted)
+
+    def take(self) -> dict[str, int]:
+        taken, self.names = self.names, []
+        return {name: taken.count(name) for name in sorted(set(taken))}
+
+
+def test_a_plan_asks_once_for_each_artifact(machines, bench, monkeypatch):
+    text = WIDE % ", ".join(map(str, range(1, 20)))
+    bench.store = machines.store("one")
+    assert bench.run(text).ok
+    requests = Requests(bench.store, monkeypatch)
+    assert bench.plan(text).cached
+    first = requests.take()
+    assert (first["list_objects_v2"], first["get_object"]) == (20, 20), "manifests are fetched the first time"
+    assert bench.plan(text).cached
+    assert requests.take() == {"list_objects_v2": 20}
+    gone = bench.plan(text).steps["b"].manifest
+    bench.store.remote.rm_file(bench.store.uri(gone, "text").removeprefix("s3://") + "/report.json")
+    assert bench.reasons(text, "b") == "damaged: text/report.json is missing"
+    bench.store.remote.pipe_file(f"{bench.store.base}/{bench.store._relative(gone)}/manifest.json", b"{}")
+    assert bench.plan(text).count("cached") == 19, "a manifest that changed is fetched again"
+
+
+def test_a_snapshot_is_forgotten_when_it_is_over(machines):
+    one, two = machines.store("one"), machines.store("two")
+    with one.snapshot("p", []):
+        assert one.find("tests.toy:Copy", KEY) is None
+        publish(two)
+        assert one.find("tests.toy:Copy", KEY) is None
+    assert one.find("tests.toy:Copy", KEY) is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -7,11 +8,19 @@ from importlib import metadata
 import pytest
 
 from stages.errors import UserError
-from stages.training.preflight import require_training_tools
+from stages.training.preflight import REQUIRED, require_training_tools
 
 
-def test_this_machine_can_train():
+@pytest.mark.parametrize("package", REQUIRED)
+def test_this_machine_can_train_as_long_as_no_newer_package_is_asked_for(package, monkeypatch):
+    """What is really installed is what is compared, for each package: the same version passes, the next does not."""
+    installed = metadata.version(package)
+    major, minor = (int(part) for part in installed.split(".")[:2])
+    monkeypatch.setitem(REQUIRED, package, (major, minor))
     require_training_tools()
+    monkeypatch.setitem(REQUIRED, package, (major, minor + 1))
+    with pytest.raises(UserError, match=rf"{package} >= {major}\.{minor + 1}, found {re.escape(installed)}"):
+        require_training_tools()
 
 
 def test_a_missing_package_is_named_with_its_fix(monkeypatch):

@@ -18,6 +18,7 @@ from pipelines.cli.options import (
     Only,
     PipelineFile,
     Set,
+    Smoke,
     StoreAt,
     Track,
     Until,
@@ -28,7 +29,7 @@ from pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.run import RunResult
+    from pipelines.result import RunResult
     from pipelines.spec.pipeline import Pipeline
     from pipelines.store import Store
 
@@ -49,6 +50,7 @@ def plan(
     from_: From = None,
     until: Until = None,
     force: Force = None,
+    smoke: Smoke = False,
     why: Annotated[bool, typer.Option("--why", help="Tell every reason in full.")] = False,
     store: StoreAt = ".regraft",
     cluster: Cluster = "local",
@@ -59,11 +61,10 @@ def plan(
     from pipelines.cli.planning import impossible, plan_json
     from pipelines.durations import expect
     from pipelines.plan import make_plan
-    from pipelines.store import open_store
     from stages.errors import UserError
 
-    opened = open_store(store)
-    made = make_plan(load_pipeline(pipeline, set_), opened, selection_of(only, from_, until, force))
+    loaded, opened = _asked_for(pipeline, set_, store, smoke=smoke)
+    made = make_plan(loaded, opened, selection_of(only, from_, until, force))
     try:
         problems = impossible(made, load_profile(cluster), cluster)
     except ProfileError as error:
@@ -84,9 +85,7 @@ def run(
     until: Until = None,
     force: Force = None,
     fail_fast: FailFast = False,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="All at its smallest, in a store apart: seconds a stage.")
-    ] = False,
+    smoke: Smoke = False,
     store: StoreAt = ".regraft",
     cluster: Cluster = "local",
     inline: Inline = False,
@@ -95,14 +94,9 @@ def run(
 ) -> None:
     """Run a pipeline: only the stages whose result is not there yet."""
     from pipelines.cli.session import RunOptions, run_pipeline
-    from pipelines.smoke import smoke_location
-    from pipelines.store import open_store
 
     selection = selection_of(only, from_, until, force)
-    loaded = load_pipeline(pipeline, set_)
-    if smoke:
-        loaded = _smallest(loaded)
-    opened = open_store(smoke_location(store) if smoke else store)
+    loaded, opened = _asked_for(pipeline, set_, store, smoke=smoke)
     shown = None if view == "auto" else view
     options = RunOptions("inline" if inline else "ray", cluster, track, shown, fail_fast, smoke)
     result = run_pipeline(loaded, opened, options, selection)
@@ -113,6 +107,17 @@ def run(
     ]
     same += ["--store", store] if store != ".regraft" else []
     finish(loaded, opened, result, shlex.join(same), quiet=view == "quiet", smoke=smoke)
+
+
+def _asked_for(pipeline: str, overrides: list[str] | None, store: str, *, smoke: bool) -> tuple[Pipeline, Store]:
+    """The pipeline and its store; with `smoke` the small version of both."""
+    from pipelines.smoke import smoke_location
+    from pipelines.store import open_store
+
+    loaded = load_pipeline(pipeline, overrides)
+    if not smoke:
+        return loaded, open_store(store)
+    return _smallest(loaded), open_store(smoke_location(store))
 
 
 def _smallest(pipeline: Pipeline) -> Pipeline:
