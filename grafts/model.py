@@ -68,6 +68,13 @@ class GraftedForCausalLM(PreTrainedModel, GenerationMixin):
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self.tie_weights(recompute_mapping=False)
 
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in `transformers`, which looks for parameters alone: buffers, as codes are, need no initial values."""
+        shared, buffers = self.all_tied_weights_keys, dict(self.named_buffers(remove_duplicate=False))
+        self.all_tied_weights_keys = {name: source for name, source in shared.items() if name not in buffers}
+        super().mark_tied_weights_as_initialized(loading_info)
+        self.all_tied_weights_keys = shared
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Target → source of every shared parameter: the embeddings' if the config ties them, and the grafts'."""
         shared = self.__dict__.get("_shared", {})

@@ -32,6 +32,15 @@ def pack(codes_RC: Tensor, bits: Bits) -> Tensor:
 
 def unpack(words_RW: Tensor, bits: Bits, num_columns: int) -> Tensor:
     """Inverse of `pack`: int8 codes [R, num_columns]."""
+    if WORD_BITS % bits:
+        return unpack_crossing(words_RW, bits, num_columns)
+    shifts_C = torch.arange(0, WORD_BITS, bits, dtype=torch.int32, device=words_RW.device)
+    codes_RC = ((words_RW[..., None] >> shifts_C) & (2**bits - 1)).flatten(-2)[:, :num_columns]
+    return (codes_RC + code_range(bits)[0]).to(torch.int8)
+
+
+def unpack_crossing(words_RW: Tensor, bits: Bits, num_columns: int) -> Tensor:
+    """`unpack` for bits of any number, also where codes cross from one word into the next."""
     unsigned = words_RW.long() & (2**WORD_BITS - 1)
     blocks_RNB = functional.pad(unsigned, (0, -words_RW.shape[-1] % bits)).unflatten(-1, (-1, bits))
     codes_RNC = blocks_RNB.new_zeros(*blocks_RNB.shape[:-1], WORD_BITS)

@@ -12,7 +12,11 @@ from pydantic import ValidationError
 from grafts.graft import Graft
 
 GRAFTS: Final[dict[str, str]] = {
+    "experts": "grafts.experts.graft:Experts",
     "hybrid_heads": "grafts.hybrid.graft:HybridHeads",
+    "lowrank": "grafts.lowrank.graft:LowRank",
+    "quantised": "grafts.quantised.graft:QuantisedLinears",
+    "recursive": "grafts.recursive.graft:Recursive",
 }
 """Name → `module:Class`, imported when a model has it."""
 

@@ -5,7 +5,6 @@ A pipeline may also name a class by import path, `my_package.my_module:MyStage`,
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Mapping
@@ -19,16 +18,32 @@ METHODS: Final[Mapping[str, str]] = {
     "source.model": "stages.source.model:SourceModel",
     "source.dataset": "stages.source.dataset:SourceDataset",
     "data.prepare": "stages.data.prepare:PrepareData",
+    "distill.cache": "stages.distill.cache:DistillCache",
     "distill.logits": "stages.distill.logits:DistillLogits",
+    "distill.student": "stages.distill.student:DistillStudent",
+    "distill.recursive": "stages.distill.recursive:DistillRecursive",
+    "compress.fold": "stages.compress.fold:CompressFold",
+    "compress.prune": "stages.compress.prune:CompressPrune",
+    "compress.perp": "stages.compress.perp:CompressPerp",
     "transfer.score_heads": "stages.transfer.score_heads:ScoreHeads",
     "transfer.select_heads": "stages.transfer.select_heads:SelectHeads",
     "transfer.convert": "stages.transfer.convert:TransferConvert",
     "transfer.align": "stages.transfer.align:TransferAlign",
     "transfer.distill": "stages.transfer.distill:TransferDistill",
     "transfer.extend": "stages.transfer.extend:TransferExtend",
+    "upcycle.branch": "stages.upcycle.branch:UpcycleBranch",
+    "upcycle.sparse": "stages.upcycle.sparse:UpcycleSparse",
+    "upcycle.drop": "stages.upcycle.drop:UpcycleDrop",
+    "upcycle.btx": "stages.upcycle.btx:UpcycleBtx",
+    "upcycle.bam": "stages.upcycle.bam:UpcycleBam",
+    "upcycle.mix": "stages.upcycle.mix:UpcycleMix",
     "quantize.rtn": "stages.quantize.rtn:QuantizeRoundToNearest",
     "quantize.gptq": "stages.quantize.gptq:QuantizeGptq",
     "quantize.awq": "stages.quantize.awq:QuantizeAwq",
+    "quantize.glowq": "stages.quantize.glowq:QuantizeGlowq",
+    "quantize.glowq_s": "stages.quantize.glowq_s:QuantizeGlowqSelected",
+    "quantize.mixed": "stages.quantize.mixed:QuantizeMixed",
+    "quantize.export_adapter": "stages.quantize.export_adapter:QuantizeExportAdapter",
     "evaluate.perplexity": "stages.evaluate.perplexity:EvaluatePerplexity",
     "evaluate.distance": "stages.evaluate.distance_stage:EvaluateDistance",
     "evaluate.speed": "stages.evaluate.speed:EvaluateSpeed",
@@ -42,6 +57,8 @@ def find(name: str) -> type[Stage]:
     """The stage class behind `name` (a method or `module:Class`). Raises UserError naming the nearest method."""
     target = METHODS.get(name, name if ":" in name else "")
     if not target:
+        import difflib
+
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown method {name!r}", fix=f"{hint}methods: {', '.join(METHODS)}")

@@ -56,6 +56,12 @@ class Moments:
             self._magnitudes_I += chunk_CI.abs().sum(0)
         self.num_tokens += x_NI.shape[0]
 
+    def merge(self, other: Moments) -> None:
+        """Count what `other`, of the same width, has counted."""
+        self.num_tokens += other.num_tokens
+        self._products_II += other._products_II.to(self.device)
+        self._magnitudes_I += other._magnitudes_I.to(self.device)
+
     def covariance(self) -> Tensor:
         """Mean of x x^T, float64 [I, I], symmetric to the bit. Raises ValueError when nothing was counted."""
         self._require_tokens()

@@ -7,47 +7,27 @@ self. The result is a model of the teacher's standard class with its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.distill.cache_card import CacheCard
+from stages.distill.layer_map import layer_pairs
+from stages.distill.settings import DistillParameters
 from stages.errors import UserError
+from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TRAINED, TrainingParameters
+from stages.training.settings import TRAINED
 
-
-class DistillParameters(TrainingParameters):
-    """How to distil: the student, the loss, and the training itself."""
-
-    depth_fraction: Annotated[float, Field(gt=0, le=1)] = 2 / 3
-    """Share of the teacher's layers that the student keeps (at least 2); unused when a student is given."""
-    kl_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the forward KL to the teacher, which is multiplied by temperature squared."""
-    ce_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the cross-entropy with the text itself."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Both distributions of the KL are softened by it: 1 leaves them as they are."""
-    heldout_windows: Annotated[int, Field(ge=1)] = 128
-    """Windows of the held-out data that the student is measured on, from the start."""
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> DistillParameters:
-        if self.kl_weight == self.ce_weight == 0:
-            raise ValueError("kl_weight and ce_weight are both 0: nothing would be learnt; set one of them")
-        return self
-
-    def smoke(self) -> Self:
-        """A few steps, measured on a few windows."""
-        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
+__all__ = ["DistillLogits", "DistillParameters"]
 
 
 class DistillLogits(Stage):
-    """Distil a teacher into a student by the KL of their next-token distributions, then measure what is left between.
+    """Distil a teacher into a student by the divergence of their next-token distributions, then measure what is left.
 
-    Without the input `student` the student is the teacher with `depth_fraction` of its layers. With the input `heldout`
+    Without the input `student` the student is the teacher with `depth_fraction` of its layers. With the input `cache`
+    (of `distill.cache`, on the same teacher and data) the teacher does not run while the student trains. With `heldout`
     the report tells KL to the teacher, perplexity ratio and top-1 agreement.
     """
 
@@ -57,6 +37,7 @@ class DistillLogits(Stage):
         "data": Input(Dataset, schema="tokens"),
         "heldout": Input(Dataset, schema="tokens", optional=True),
         "student": Input(Model, optional=True),
+        "cache": Input(Dataset, schema="tokens", optional=True),
     }
     outputs = {"model": Output(Model), "report": Output(Report)}
     distributed = True
@@ -71,16 +52,20 @@ class DistillLogits(Stage):
         require_training_tools()
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """One tokenizer and one vocabulary everywhere, windows that fit the models, layers to prune."""
+        """One tokenizer and vocabulary everywhere, windows that fit, layers to prune or compare, the right cache."""
         teacher, student = inputs["teacher"], inputs.get("student")
         if student is None:
             _check_depth(teacher)
         else:
             check_one_vocabulary(teacher, student)
+            _check_layers(self.params, teacher, student)
         for role, model in (("teacher", teacher), ("student", student)):
             for name in ("data", "heldout"):
                 if model is not None and inputs.get(name) is not None:
                     check_data(role, model, name, inputs[name])
+        _check_prompt(self.params, inputs["data"])
+        if inputs.get("cache") is not None:
+            _check_cache(self.params, inputs)
 
     def run(self, context: Context) -> None:
         """Train, save the student, measure it and report."""
@@ -106,3 +91,40 @@ def _check_depth(teacher: Model) -> None:
             f"the teacher's config.json says num_hidden_layers {num_layers}, pruning by depth needs at least 2",
             fix="give a student as input `student`",
         )
+
+
+def _check_layers(params: DistillParameters, teacher: Model, student: Model) -> None:
+    """What the terms between layers compare is of one shape, and the layers that are named are there."""
+    if not params.compares_layers:
+        return
+    configs = [text_config(model.config) for model in (student, teacher)]
+    for weight, name, what in (
+        (params.hidden_weight, "hidden_size", "hidden states"),
+        (params.attention_weight, "num_attention_heads", "attention patterns"),
+    ):
+        found = [config.get(name) for config in configs]
+        if weight and found[0] != found[1]:
+            raise UserError(
+                f"{what} cannot be compared: the student has {name} {found[0]}, the teacher {found[1]}",
+                fix="take a student of the teacher's width, or set that weight to 0",
+            )
+    layer_pairs(params.layer_map, configs[0]["num_hidden_layers"], configs[1]["num_hidden_layers"])
+
+
+def _check_prompt(params: DistillParameters, data: Dataset) -> None:
+    if params.on_policy_fraction and params.prompt_tokens >= data.card.sequence_length:
+        raise UserError(
+            f"prompt_tokens: {params.prompt_tokens}, but the windows have {data.card.sequence_length} tokens: "
+            "the student would write nothing",
+            fix="lower prompt_tokens, or prepare longer windows",
+        )
+
+
+def _check_cache(params: DistillParameters, inputs: Mapping[str, Any]) -> None:
+    if params.compares_layers or params.on_policy_fraction:
+        asked = "hidden_weight and attention_weight" if params.compares_layers else "on_policy_fraction"
+        raise UserError(
+            f"{asked} need the teacher itself, a cache holds its next-token distributions only",
+            fix="leave the input `cache` out, or set them to 0",
+        )
+    CacheCard.of(inputs["cache"]).require(inputs["teacher"], inputs["data"], params.temperature)

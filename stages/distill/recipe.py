@@ -1,10 +1,11 @@
-"""What a worker does to distil: load the teacher, build the student, compare their logits, save and measure."""
+"""What a worker does to distil: train a student beside its teacher, or beside a cache of it; save and measure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,25 @@ from grafts.depth import keep_layers, num_kept_layers, uniform_layers
 from grafts.loader import load_model, save_model
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
+from stages.distill.cached import CachedTeacher, top_teacher
+from stages.distill.layer_map import Pairs, layer_pairs
 from stages.distill.losses import Mix, distill_loss
+from stages.distill.sampling import continue_windows, is_sampled
+from stages.distill.teachers import Teacher, WholeTeacher
+from stages.distill.terms import LayerTerms
 from stages.evaluate.distance import Distance, distance
+from stages.evaluate.matching import text_config
 from stages.training.recipe import Batch, Loss, Worker
 from stages.training.windows import WindowRecipe
 
 if TYPE_CHECKING:
-    from stages.distill.logits import DistillParameters
+    from stages.distill.settings import DistillParameters
     from stages.stage import Context
 
 
 @dataclass
 class Distillation(WindowRecipe):
-    """Logit distillation on packed windows; every token but the first of a window is a target."""
+    """Distillation on packed windows; every token but the first of a window is a target."""
 
     teacher: Model
     student: Model | None
@@ -34,25 +41,34 @@ class Distillation(WindowRecipe):
     heldout: Dataset | None
     params: DistillParameters
     cache: Path
+    """Where windows are decoded to."""
     out: Path
+    cached: Dataset | None = None
+    """What the teacher said on `data`; without it the teacher runs."""
     _live: _Live | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, params: DistillParameters, context: Context) -> Distillation:
         """The distillation that a stage's parameters and inputs ask for."""
-        inputs = context.inputs
-        student, heldout = inputs.get("student"), inputs.get("heldout")
-        out, cache = context.output("model"), context.scratch / "windows"
-        return cls(context.model("teacher"), student, context.dataset("data"), heldout, params, cache, out)
+        return cls(
+            teacher=context.model("teacher"),
+            student=context.inputs.get("student"),
+            data=context.dataset("data"),
+            heldout=context.inputs.get("heldout"),
+            params=params,
+            cache=context.scratch / "windows",
+            out=context.output("model"),
+            cached=context.inputs.get("cache"),
+        )
 
     def prepare(self, worker: Worker) -> None:
-        """Load the teacher onto the device, frozen, and map the data."""
-        teacher = load_model(self.teacher.path, dtype=worker.dtype).to(worker.device).requires_grad_(False)
+        """Map the data, and load the teacher onto the device, frozen, unless a cache stands in for it."""
         windows = TokenWindows(self.data, self.cache)
         heldout = TokenWindows(self.heldout, self.cache) if self.heldout else None
         heldout_NT = heldout.tensor(self.params.heldout_windows) if heldout else None
-        mix = Mix(self.params.kl_weight, self.params.ce_weight, self.params.temperature)
-        self._live = _Live(worker, teacher, windows, heldout_NT, mix)
+        cached = CachedTeacher(self.cached, self.cache) if self.cached else None
+        self._live = _Live(worker, self._layer_terms(), None, cached, windows, heldout_NT)
+        self._live.teacher = None if cached else self._load_teacher()
 
     @property
     def live(self) -> _Live:
@@ -68,18 +84,41 @@ class Distillation(WindowRecipe):
     def build(self) -> nn.Module:
         """The given student, or the teacher with fewer layers; dropout, where a config has it, stays as it is there."""
         if self.student is not None:
-            return load_model(self.student.path, dtype=self.live.worker.dtype)
-        num_layers = self.live.teacher.config.num_hidden_layers
-        layers = uniform_layers(num_layers, num_kept_layers(num_layers, self.params.depth_fraction))
-        return keep_layers(self.live.teacher, layers)
+            return self.live.terms.unfused(load_model(self.student.path, dtype=self.live.worker.dtype))
+        return self.live.terms.unfused(keep_layers(self._any_teacher(), self._kept()))
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Windows [B, T]; of those that the student continues, only what it writes is a target."""
+        given, cached = super().batch(indices), self.live.cached
+        tensors = {**given.tensors, **(cached.tensors(indices) if cached else {})}
+        sampled = [is_sampled(index, self.params.on_policy_fraction) for index in indices]
+        if not any(sampled):
+            return Batch(tensors, given.num_targets)
+        tensors |= {"index_B": torch.tensor(indices), "sampled_B": torch.tensor(sampled)}
+        return Batch(tensors, given.num_targets - sum(sampled) * (self.params.prompt_tokens - 1))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """KL to the teacher and cross-entropy, mixed, at the T - 1 positions of each window that have a next token."""
-        ids_BT = batch.tensors["ids_BT"]
-        with torch.no_grad():
-            teacher_PV = _logits(self.live.teacher, ids_BT)
-        found = distill_loss(_logits(model, ids_BT), teacher_PV, ids_BT[:, 1:].flatten(), self.live.mix)
-        return Loss(found.total, {"kl": found.kl, "ce": found.ce})
+        """The terms that are asked for, mixed, at the positions that count."""
+        ids_BT, counts_BT = self._text(model, batch)
+        student = _predict(model, ids_BT, self.asked())
+        return self.judge(model, student, batch, Text(ids_BT, counts_BT))
+
+    def asked(self) -> dict[str, bool]:
+        """What the student's `forward` is to give beside logits."""
+        return self.live.terms.asked()
+
+    def judge(self, model: nn.Module, student: Any, batch: Batch, text: Text) -> Loss:  # noqa: ARG002, for subclasses
+        """The loss of the student's output on `text`."""
+        terms, values = self.live.terms, {}
+        if self.live.cached:
+            said: Teacher = top_teacher(batch)
+        else:
+            with torch.no_grad():
+                teacher = _predict(self._any_teacher(), text.ids, terms.asked())
+            said, values = WholeTeacher(text.counted(teacher.logits)), terms.values(student, teacher, text.counts)
+        found = distill_loss(text.counted(student.logits), said, text.targets(), self.mix)
+        parts = {self.params.divergence.removeprefix("forward_"): found.kl, "ce": found.ce, **values}
+        return Loss(found.total + terms.total(values), {name: value.detach() for name, value in parts.items()})
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Distance to the teacher on the held-out windows."""
@@ -93,11 +132,57 @@ class Distillation(WindowRecipe):
         measured = self._measure(model)
         return {} if measured is None else measured.metrics()
 
+    @property
+    def mix(self) -> Mix:
+        """Weights of the losses between logits."""
+        params = self.params
+        return Mix(params.kl_weight, params.ce_weight, params.temperature, params.divergence, params.jsd_beta)
+
+    def _any_teacher(self) -> PreTrainedModel:
+        """The teacher that stays loaded, or, beside a cache, one that the caller drops again."""
+        return self.live.teacher or self._load_teacher()
+
+    def _load_teacher(self) -> PreTrainedModel:
+        """The teacher on the device, frozen."""
+        worker = self.live.worker
+        teacher = load_model(self.teacher.path, dtype=worker.dtype).to(worker.device).requires_grad_(False)
+        return self.live.terms.unfused(teacher)
+
+    def _kept(self) -> list[int]:
+        """The teacher's layers that its pruned self keeps."""
+        num_layers = text_config(self.teacher.config)["num_hidden_layers"]
+        return uniform_layers(num_layers, num_kept_layers(num_layers, self.params.depth_fraction))
+
+    def _layer_terms(self) -> LayerTerms:
+        params = self.params
+        pairs = self._pairs()[-(params.tail_layers or 0) :] if params.compares_layers else ()
+        return LayerTerms(params.hidden_weight, params.attention_weight, pairs)
+
+    def _pairs(self) -> Pairs:
+        """Which layers are compared. Raises UserError when one that is named is not there."""
+        num_teacher = text_config(self.teacher.config)["num_hidden_layers"]
+        if self.student is not None:
+            num_student = text_config(self.student.config)["num_hidden_layers"]
+            return layer_pairs(self.params.layer_map, num_student, num_teacher)
+        kept = self._kept()
+        return layer_pairs(self.params.layer_map or list(enumerate(kept)), len(kept), num_teacher)
+
+    def _text(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The windows, continued by the student where they should be, and which next tokens [B, T - 1] count."""
+        ids_BT, sampled_B = batch.tensors["ids_BT"], batch.tensors.get("sampled_B")
+        if sampled_B is None:
+            return ids_BT, None
+        num_kept, indices = self.params.prompt_tokens, batch.tensors["index_B"][sampled_B].tolist()
+        ids_BT, counts_BT = ids_BT.clone(), torch.ones_like(ids_BT[:, 1:], dtype=torch.bool)
+        ids_BT[sampled_B] = continue_windows(getattr(model, "module", model), ids_BT[sampled_B], num_kept, indices)
+        counts_BT[sampled_B, : num_kept - 1] = False
+        return ids_BT, counts_BT
+
     def _measure(self, model: nn.Module) -> Distance | None:
         if self.live.heldout is None:
             return None
         return distance(
-            self.live.teacher,
+            self._any_teacher(),
             model,
             self.live.heldout,
             batch_size=self.params.micro_batch,
@@ -107,18 +192,36 @@ class Distillation(WindowRecipe):
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Live:
     """What a worker holds while it trains."""
 
     worker: Worker
-    teacher: PreTrainedModel
+    terms: LayerTerms
+    teacher: PreTrainedModel | None
+    """None while a cache stands in for it."""
+    cached: CachedTeacher | None
     windows: TokenWindows
     heldout: Tensor | None
     """Token ids [N, T], None without held-out data."""
-    mix: Mix
 
 
-def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Logits [B * (T - 1), V] for every next token of `ids_BT`."""
-    return model(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
+@dataclass(frozen=True)
+class Text:
+    """Token ids [B, T], and which of the T - 1 next tokens of each window count (None: all of them)."""
+
+    ids: Tensor
+    counts: Tensor | None
+
+    def counted(self, values_BT: Tensor) -> Tensor:
+        """Of values [B, T - 1, …] those that count, [P, …]; without a copy when all do."""
+        return values_BT.flatten(0, 1) if self.counts is None else values_BT[self.counts]
+
+    def targets(self) -> Tensor:
+        """The next tokens that count, [P]."""
+        return self.counted(self.ids[:, 1:])
+
+
+def _predict(model: nn.Module, ids_BT: Tensor, asked: dict[str, bool]) -> Any:
+    """Logits [B, T - 1, V] for every next token, and what else is asked for."""
+    return model(input_ids=ids_BT[:, :-1], use_cache=False, **asked)

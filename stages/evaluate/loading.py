@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from grafts.loader import load_model
+from grafts.quantised.linear import hold_weights
 from stages.artifacts import Model
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -15,6 +16,10 @@ DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_for_evaluation(source: Model, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of `source` in evaluation mode, its weights in the torch type named `dtype`, on `DEVICE`."""
+    """The model of `source` in evaluation mode, its weights in the torch type named `dtype`, on `DEVICE`.
+
+    Quantised linears of our own keep their dense weights once made: what is measured reads them many times.
+    """
     model = load_model(source.path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    hold_weights(model)
     return model.to(DEVICE)

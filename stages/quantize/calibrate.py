@@ -11,42 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grafts.lowrank.covariance import Moments, output_change
+from grafts.lowrank.covariance import output_change
 from grafts.rtn import Quantised, dequantise
 from stages.errors import UserError
-from stages.quantize.flow import input_groups, watching_inputs
-from stages.quantize.packed import Packed, Progress, Scheme, Targets
-from stages.quantize.stream import LayerStream, Probe
-
-
-@dataclass(frozen=True)
-class Group:
-    """The linears of one layer that read one input, and the moments of that input over all calibration tokens."""
-
-    readers: tuple[str, ...]
-    chosen: tuple[str, ...]
-    """Those of the readers that are quantised."""
-    covariance: Tensor
-    """Mean of x x^T, float64 [I, I]; zero when no token came here."""
-    magnitude: Tensor
-    """Mean of |x|, float64 [I]"""
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer, as a method sees it."""
-
-    name: str
-    module: nn.Module
-    linears: Mapping[str, nn.Linear]
-    """All of its linears, by their names in the model."""
-    groups: list[Group]
-    probe: Probe
+from stages.quantize.layers import Layer, calibrated_layer, pooled_layers
+from stages.quantize.packed import Packed, Progress, Scheme
+from stages.quantize.stream import LayerStream
+from stages.quantize.targets import Targets
 
 
 class Solved(NamedTuple):
@@ -57,6 +31,14 @@ class Solved(NamedTuple):
     quantised: Quantised
     covariance: Tensor
     """[I, I] of the input that such a weight reads"""
+    correction: Tensor | None = None
+    """[O, I] that is added to what the codes stand for"""
+
+    @property
+    def restored(self) -> Tensor:
+        """[O, I] that the linear computes with; float32 where a correction is added."""
+        weight_OI = dequantise(self.quantised)
+        return weight_OI if self.correction is None else weight_OI + self.correction
 
 
 class Method(ABC):
@@ -78,6 +60,8 @@ class Calibrated:
     packed: Packed
     output_errors: dict[str, float] = field(default_factory=dict)
     """||(W - W') X|| / ||W X|| by layer."""
+    uncorrected_errors: dict[str, float] = field(default_factory=dict)
+    """The same without its correction."""
     rounded_errors: dict[str, float] = field(default_factory=dict)
     """The same if it were rounded to nearest."""
     groups: list[tuple[str, ...]] = field(default_factory=list)
@@ -99,15 +83,20 @@ def quantise_layers(
 ) -> Calibrated:
     """Quantise `chosen` by `method`; afterwards `model` computes with the quantised weights.
 
-    `sequential`: a layer is calibrated on what the quantised layers before it give, at the cost of a second pass.
-    Raises UserError when the windows are too few or a linear's input is not finite.
+    `sequential`: a layer is calibrated on what the quantised layers before it give, at the cost of a second pass; not
+    so where layers share weights, which are calibrated on the inputs of all of them, at the cost of holding the moments
+    of all. Raises UserError when the windows are too few or a linear's input is not finite.
     """
     _require_tokens(windows_NT, chosen)
     stream = LayerStream(model, windows_NT, batch_size)
     _require_inside(stream.layers, chosen)
     found = Calibrated(Packed(scheme, chosen.kept))
+    if chosen.tied:
+        for layer in pooled_layers(stream, chosen, found.packed.twins, progress):
+            _quantise_layer(layer, scheme, method, found)
+        return found
     for done, (name, module) in enumerate(stream.layers.items(), start=1):
-        layer = _calibrated(stream, name, module, chosen, keep_outputs=not sequential)
+        layer = calibrated_layer(stream, name, module, chosen, keep_outputs=not sequential)
         _quantise_layer(layer, scheme, method, found)
         if sequential:
             for number, hidden_BTH in stream.run(name):
@@ -116,50 +105,26 @@ def quantise_layers(
     return found
 
 
-def _calibrated(stream: LayerStream, name: str, module: nn.Module, chosen: Targets, *, keep_outputs: bool) -> Layer:
-    inside = {f"{name}.{part}": each for part, each in module.named_modules() if isinstance(each, nn.Linear)}
-    probe = stream.probes[name]
-    readers = [group for group in input_groups(inside, lambda: probe.run(module)) if chosen.layers.keys() & set(group)]
-    moments = {group[0]: Moments(inside[group[0]].in_features, inside[group[0]].weight.device) for group in readers}
-
-    def see(reader: str, x: Tensor) -> None:
-        moments[reader].add(x)
-        if not moments[reader].is_finite:
-            _refuse(reader, x)
-
-    with watching_inputs({reader: inside[reader] for reader in moments}, see):
-        for number, hidden_BTH in stream.run(name):
-            if keep_outputs:
-                stream.replace(number, hidden_BTH)
-    groups = [_group(group, chosen, moments.pop(group[0])) for group in readers]
-    return Layer(name, module, inside, groups, probe)
-
-
-def _group(readers: tuple[str, ...], chosen: Targets, moments: Moments) -> Group:
-    picked = tuple(name for name in readers if name in chosen.layers)
-    if moments.num_tokens == 0:
-        nothing_I = torch.zeros(moments.width, dtype=torch.float64, device=moments.device)
-        return Group(readers, picked, nothing_I.diag(), nothing_I, 0)
-    return Group(readers, picked, moments.covariance(), moments.mean_magnitude(), moments.num_tokens)
-
-
 def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibrated) -> None:
     for group in layer.groups:
         found.groups.append(group.readers)
         found.unseen.extend(group.chosen if group.num_tokens == 0 else ())
         for name in group.chosen:
             weight_OI = layer.linears[name].weight.data
-            found.rounded_errors[name] = output_error(weight_OI, scheme.round(weight_OI), group.covariance)
+            rounded_OI = dequantise(scheme.round(weight_OI))
+            found.rounded_errors[name] = output_error(weight_OI, rounded_OI, group.covariance)
     for name, solved in method.solve(layer).items():
         found.packed.add(name, solved.weight, solved.quantised)
-        found.output_errors[name] = output_error(*solved)
-        layer.linears[name].weight.data = dequantise(solved.quantised)
+        kept_OI, restored_OI = dequantise(solved.quantised), solved.restored
+        found.uncorrected_errors[name] = output_error(solved.weight, kept_OI, solved.covariance)
+        found.output_errors[name] = output_error(solved.weight, restored_OI, solved.covariance)
+        layer.linears[name].weight.data = restored_OI.to(solved.weight.dtype)
 
 
-def output_error(weight_OI: Tensor, quantised: Quantised, covariance_II: Tensor) -> float:
+def output_error(weight_OI: Tensor, restored_OI: Tensor, covariance_II: Tensor) -> float:
     """||(W - W') X|| / ||W X|| for inputs X of that second moment; 0 where W X is zero."""
     covariance_II = covariance_II.float()
-    moved = output_change(weight_OI.float() - dequantise(quantised).float(), covariance_II)
+    moved = output_change(weight_OI.float() - restored_OI.float(), covariance_II)
     whole = output_change(weight_OI.float(), covariance_II)
     return (moved.clamp(min=0) / whole).sqrt().item() if whole > 0 else 0.0
 
@@ -183,12 +148,3 @@ def _require_inside(layers: Mapping[str, nn.Module], chosen: Targets) -> None:
             f"{', '.join(outside)}: outside the decoder layers, where no calibration reaches",
             fix=f"add it to skip: {outside}, or quantise it with quantize.rtn",
         )
-
-
-def _refuse(name: str, x: Tensor) -> None:
-    bad = int((~torch.isfinite(x)).sum())
-    raise UserError(
-        f"the input of {name} holds {bad} values that are not finite, of {x.numel()}",
-        where="calibration",
-        fix="the model is damaged, or overflows in its dtype: store it as bfloat16 (dtype of source.model)",
-    )

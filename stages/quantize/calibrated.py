@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from stages.quantize.calibrate import Calibrated, Method
     from stages.quantize.packed import Packed
+    from stages.quantize.targets import Targets
 
 
 class CalibratedParams(QuantizeParams):
@@ -53,15 +54,23 @@ class CalibratedQuantize(Quantize):
 
     def quantise(self, context: Context, model: PreTrainedModel) -> tuple[Packed, Mapping[str, Any]]:
         """Calibrate and quantise one layer after another."""
-        from stages.quantize.calibrate import quantise_layers
-        from stages.quantize.packed import targets
+        from stages.quantize.targets import targets
 
-        scheme, method = self.params.scheme(), self.method(model)
-        chosen, windows_NT = targets(model, scheme, self.params.skip), self._windows(context)
+        chosen, windows_NT = targets(model, self.params.group_size, self.params.skip), self.windows(context)
+        method = self.method(model)
+        found = self.calibrate(context, model, method, chosen, windows_NT)
+        return found.packed, {**method.details(), **calibration_details(found)}
+
+    def calibrate(
+        self, context: Context, model: PreTrainedModel, method: Method, chosen: Targets, windows_NT: torch.Tensor
+    ) -> Calibrated:
+        """Quantise `chosen` by `method`, with the metrics and messages that all calibrated stages have."""
+        from stages.quantize.calibrate import quantise_layers
+
         found = quantise_layers(
             model,
             windows_NT,
-            scheme,
+            self.params.scheme(),
             chosen,
             method,
             sequential=self.params.sequential,
@@ -75,9 +84,12 @@ class CalibratedQuantize(Quantize):
         )
         if found.unseen:
             context.say(f"no calibration token reached {len(found.unseen)} linears: rounded to nearest")
-        return found.packed, {**method.details(), **_details(found)}
+        if chosen.tied and self.params.sequential:
+            context.say("layers share weights: all of them are calibrated on what the model gives before quantising")
+        return found
 
-    def _windows(self, context: Context) -> torch.Tensor:
+    def windows(self, context: Context) -> torch.Tensor:
+        """The calibration windows [N, T], drawn by the seed."""
         import torch
 
         windows = token_windows(context, "calibration")
@@ -90,7 +102,8 @@ class CalibratedQuantize(Quantize):
         return windows_NT
 
 
-def _details(found: Calibrated) -> dict[str, Any]:
+def calibration_details(found: Calibrated) -> dict[str, Any]:
+    """What the report tells of the calibration."""
     return {
         "output_errors": found.output_errors,
         "output_errors_rounded": found.rounded_errors,

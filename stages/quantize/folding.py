@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.quantize.calibrate import Layer
 from stages.quantize.flow import watching_outputs
+from stages.quantize.layers import Layer
 from stages.quantize.stream import Call, Probe
 
 TOLERANCE: Final = 1e-3

@@ -11,9 +11,23 @@ from torch import Tensor, nn
 from grafts.quantizers.awq import Scaling, search_scaling
 from grafts.quantizers.gptq import Order, gptq
 from grafts.rtn import Quantised
-from stages.quantize.calibrate import Group, Layer, Method, Solved
+from stages.quantize.calibrate import Method, Solved
 from stages.quantize.folding import Source, find_source, scale_readers, tied_parameters
+from stages.quantize.layers import Group, Layer
 from stages.quantize.packed import Scheme
+
+
+class RoundToNearest(Method):
+    """Every weight rounded to its nearest code: what a correction is usually put on."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self._scheme = scheme
+
+    def solve(self, layer: Layer) -> dict[str, Solved]:
+        """Codes for every chosen linear."""
+        found = [(name, group.covariance) for group in layer.groups for name in group.chosen]
+        weights = {name: layer.linears[name].weight.data for name, _ in found}
+        return {name: Solved(weights[name], self._scheme.round(weights[name]), moment) for name, moment in found}
 
 
 class Gptq(Method):

@@ -60,7 +60,7 @@ class QuantizeParams(Parameters):
 
 
 class Quantize(Stage):
-    """Base of the stages that write a model's linears as integers, in the format of compressed-tensors."""
+    """Base of the stages that write a model's linears as integers: as compressed-tensors, or in a grafted model."""
 
     Params = QuantizeParams
     inputs: ClassVar[Mapping[str, Input]] = {
@@ -72,6 +72,8 @@ class Quantize(Stage):
     metrics = ("bytes_before", "bytes_after", "bytes_ratio", "weight_error", "quantised_share", *DISTANCE_METRICS)
     title: ClassVar[str]
     """Of the report."""
+    always_grafted: ClassVar[bool] = False
+    """Whether the result needs a base that grafts are known for."""
     params: QuantizeParams
 
     @abstractmethod
@@ -87,6 +89,12 @@ class Quantize(Stage):
                 f"the model is quantised already, by {method}",
                 fix="give the model it was made from: quantising twice adds the errors",
             )
+        done = [graft["name"] for graft in model.grafts if graft["name"] in ("quantised", "lowrank")]
+        if done:
+            raise UserError(
+                f"the model is quantised already: it has the grafts {', '.join(done)}",
+                fix="give the model it was made from: quantising twice adds the errors",
+            )
         for name in ("heldout", "calibration"):
             if inputs.get(name) is not None:
                 require_tokens_of(model, inputs[name], where=name)
@@ -94,14 +102,18 @@ class Quantize(Stage):
     def run(self, context: Context) -> None:
         """Quantise, write, and measure what was written."""
         from grafts.loader import load_model, stored_dtype
-        from stages.quantize.packed import save_packed
+        from stages.quantize.grafted import quantised_graft, require_graftable, save_quantised
+        from stages.quantize.targets import is_grafted
 
         source, out, heldout_NT = context.model("model").path, context.output("model"), self._heldout(context)
         model = load_model(source, dtype=stored_dtype(source))
+        if is_grafted(model) or self.always_grafted:
+            require_graftable(model, quantised_graft(self.params.scheme(), self.params.skip))
         packed, details = self.quantise(context, model)
-        save_packed(model, packed, out, tokenizer_from=source)
-        context.metrics(**_sizes(source, out), **_weights(model, packed))
+        context.metrics(**_weights(model, packed))
+        save_quantised(model, packed, self.params.skip, out, tokenizer_from=source)
         del model
+        context.metrics(**_sizes(source, out))
         if heldout_NT is not None:
             context.metrics(**self._distance(context, source, out, heldout_NT))
         details = {**details, "layer_errors": packed.layer_errors, "kept": packed.kept, **self.params.identity()}
@@ -116,9 +128,11 @@ class Quantize(Stage):
 
     def _distance(self, context: Context, source: Path, out: Path, windows_NT: torch.Tensor) -> dict[str, float]:
         from grafts.loader import load_model, stored_dtype
+        from grafts.quantised.linear import hold_weights
         from stages.evaluate.distance import distance
 
         parent, child = (load_model(path, dtype=stored_dtype(source)) for path in (source, out))
+        hold_weights(child)
         found = distance(parent, child, windows_NT, batch_size=self.params.batch_size, progress=context.progress)
         return {
             "kl_to_parent": found.kl,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def train_here(task: Task, emit: Emit, stopping: Stopping = lambda: False) -> TrainingResult:
     """Train in this process, in a world of one that opens no port, and leave no trace of it."""
-    with environment(DS_ACCELERATOR=None, **_world_of_one()):
+    with environment(DS_ACCELERATOR=None, **_world_of_one()), _linear_as_it_was():
         from stages.training.engine import use_accelerator
 
         device = use_accelerator()
@@ -63,6 +63,18 @@ def _leave_process_group() -> None:
         deepspeed.comm.destroy_process_group()
     elif torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _linear_as_it_was() -> Iterator[None]:
+    """ZeRO 3 replaces `torch.nn.functional.linear` with a function of its own, and leaves it there."""
+    from torch.nn import functional
+
+    linear = functional.linear
+    try:
+        yield
+    finally:
+        functional.linear = linear
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from torch import nn
 from grafts.lowrank.covariance import Moments
 from grafts.rtn import dequantise
 from stages.errors import UserError
-from stages.quantize.calibrate import Calibrated, Layer, Method, Solved, quantise_layers
+from stages.quantize.calibrate import Calibrated, Method, Solved, quantise_layers
 from stages.quantize.flow import input_groups
-from stages.quantize.packed import Scheme, targets
+from stages.quantize.layers import Layer
+from stages.quantize.packed import Scheme
 from stages.quantize.solvers import Awq, Gptq
 from stages.quantize.stream import LayerStream
+from stages.quantize.targets import targets
 from tests.evaluate.families import tiny
 
 IDS = torch.randint(3, 96, (5, 24), generator=torch.Generator().manual_seed(0))
@@ -113,7 +115,7 @@ class Round(Method):
 
 
 def run(model: nn.Module, method: Method, *, sequential: bool = False, ids: torch.Tensor = IDS) -> Calibrated:
-    chosen = targets(model, SCHEME, ("lm_head",))
+    chosen = targets(model, SCHEME.group_size, ("lm_head",))
     options = {"sequential": sequential, "batch_size": 2, "progress": lambda *_: None}
     return quantise_layers(model, ids, SCHEME, chosen, method, **options)
 
@@ -197,7 +199,14 @@ def test_linears_outside_the_layers_are_refused():
     model = tiny("llama", tie_word_embeddings=False)
     with pytest.raises(UserError, match="lm_head: outside the decoder layers"):
         quantise_layers(
-            model, IDS, SCHEME, targets(model, SCHEME, ()), Round(), sequential=False, batch_size=2, progress=print
+            model,
+            IDS,
+            SCHEME,
+            targets(model, SCHEME.group_size, ()),
+            Round(),
+            sequential=False,
+            batch_size=2,
+            progress=print,
         )
 
 

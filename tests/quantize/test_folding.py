@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from stages.quantize.calibrate import Layer
 from stages.quantize.flow import input_groups
 from stages.quantize.folding import find_source, scale_readers, tied_parameters
+from stages.quantize.layers import Layer
 from stages.quantize.stream import LayerStream
 from tests.evaluate.families import tiny
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from stages.errors import UserError
 from stages.training import engine as engines
@@ -94,6 +95,12 @@ def test_bf16_keeps_float32_master_weights(recipe: LanguageModel, tmp_path: Path
     assert end.dtype == torch.bfloat16
     large = start.abs() > 0.03  # bf16 steps there are at least 1.2e-4, three updates wide
     assert (start.bfloat16() != end)[large].float().mean() > 0.5
+
+
+def test_nothing_of_zero_3_stays_in_this_process(recipe: LanguageModel, tmp_path: Path):
+    linear = functional.linear
+    run(recipe, tmp_path, zero_stage=3, micro_batch=4)
+    assert functional.linear is linear
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])

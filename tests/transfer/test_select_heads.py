@@ -132,7 +132,6 @@ def test_whole_layers(model: Model, scores: Report, tmp_path: Path, strategy: st
     assert found["details"]["full_heads"] == [everything if layer in kept else [] for layer in range(LAYERS)]
 
 
-
 @pytest.mark.parametrize("strategy", ["global-interp-c", "layer-interp", "layer-random", "fixed"])
 def test_too_few_heads_for_every_layer_are_refused_with_the_least_ratio(
     model: Model, scores: Report, tmp_path: Path, strategy: str

@@ -1,0 +1,1 @@
+"""Linears that hold integer codes instead of weights, as a graft: for models whose structure is no standard one."""

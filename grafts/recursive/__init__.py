@@ -1,0 +1,1 @@
+"""Models whose layers run again and again with the same weights."""

@@ -1,0 +1,93 @@
+"""What `distill.student` does: measure importance, decide what stays, cut, save, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grafts.depth import keep_layers, num_kept_layers, uniform_layers
+from grafts.loader import load_model, save_model, stored_dtype
+from stages.data.windows import TokenWindows
+from stages.distill.importance import Importance, ablation, measure
+from stages.distill.shapes import Shape
+from stages.distill.width import Kept, narrow
+from stages.evaluate.distance import distance
+from stages.evaluate.loading import DEVICE
+
+if TYPE_CHECKING:
+    from stages.distill.student import StudentParameters
+    from stages.stage import Context
+
+
+def cut_student(params: StudentParameters, shape: Shape, context: Context) -> tuple[dict[str, float], dict[str, Any]]:
+    """Write output `model`; the figures of it, and what was kept."""
+    source = context.model("teacher").path
+    teacher = load_model(source, dtype=stored_dtype(source)).to(DEVICE)
+    windows_NT = _windows(context, "data", params.calibration_windows) if params.measures else None
+    scores = None if windows_NT is None else measure(teacher, windows_NT.split(params.batch_size))
+    layers, by_layer = _layers(params, teacher, windows_NT, scores, context)
+    details: dict[str, Any] = {"layers": layers, "layer_scores": by_layer}
+    student = teacher if len(layers) == teacher.config.num_hidden_layers else keep_layers(teacher, layers)
+    if params.narrows:
+        assert scores is not None, "`measures` holds wherever `narrows` does"
+        kept = kept_width(scores, shape, layers)
+        student = narrow(student, kept)
+        details |= {"groups": kept.groups, "channels": kept.channels, "hidden": kept.hidden}
+    save_model(student, context.output("model"), tokenizer_from=source)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
+    figures = {"layers": len(layers), "parameters": sizes[0], "parameters_ratio": sizes[0] / sizes[1]}
+    return {**figures, **_distance(params, teacher, student, context)}, details
+
+
+def kept_width(scores: Importance, shape: Shape, layers: Sequence[int]) -> Kept:
+    """The most important groups and channels of each of `layers`, and hidden channels, as many as `shape` has."""
+    return Kept(
+        groups=[top(scores.groups[layer], shape.num_groups) for layer in layers],
+        channels=[top(scores.channels[layer], shape.num_channels) for layer in layers],
+        hidden=top(scores.hidden, shape.hidden_size),
+    )
+
+
+def top(scores: Tensor, num: int) -> list[int]:
+    """The places of the `num` highest of `scores`, ascending; of equal ones, the first."""
+    order = scores.sort(descending=True, stable=True).indices
+    return sorted(order[:num].tolist())
+
+
+def _layers(
+    params: StudentParameters,
+    teacher: PreTrainedModel,
+    windows_NT: Tensor | None,
+    scores: Importance | None,
+    context: Context,
+) -> tuple[list[int], list[float]]:
+    """The layers that stay, and the scores they were chosen by."""
+    num_layers = teacher.config.num_hidden_layers
+    num_kept = num_kept_layers(num_layers, params.depth_fraction)
+    if params.layers is not None:
+        return list(params.layers), []
+    if num_kept == num_layers or params.depth == "uniform":
+        return uniform_layers(num_layers, num_kept), []
+    assert windows_NT is not None, "`measures` holds here"
+    assert scores is not None
+    found = scores.influence
+    if params.depth == "ablation":
+        found = ablation(teacher, windows_NT, params.batch_size, context.progress)
+    return top(found, num_kept), found.tolist()
+
+
+def _distance(
+    params: StudentParameters, teacher: PreTrainedModel, student: PreTrainedModel, context: Context
+) -> dict[str, float]:
+    if context.inputs.get("heldout") is None:
+        return {}
+    windows_NT = _windows(context, "heldout", params.heldout_windows)
+    size = params.batch_size
+    return distance(teacher, student.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()
+
+
+def _windows(context: Context, name: str, limit: int) -> Tensor:
+    return TokenWindows(context.dataset(name), context.scratch / "windows").tensor(limit)

@@ -1,0 +1,43 @@
+"""The choice of a base quantiser, for stages that improve on one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from stages.quantize.calibrated import CalibratedParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from stages.quantize.calibrate import Method
+    from stages.quantize.packed import Scheme
+
+
+class BaseParams(CalibratedParams):
+    """How weights are stored and their codes found, on how much text they are calibrated and measured."""
+
+    symmetric: bool = False
+    """Whether codes are centred on zero. Asymmetric codes store a zero point for each group as well."""
+    base: Literal["rtn", "gptq", "awq"] = "rtn"
+    """How codes are found; its options are those of `quantize.gptq` and `quantize.awq`."""
+    order: Literal["natural", "activation"] = "activation"
+    """Of gptq: the order in which weights are rounded."""
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Of gptq: share of the mean variance that is added to each input's."""
+    exponents: Annotated[int, Field(ge=1, le=100)] = 20
+    """Of awq: how many exponents of the inputs' magnitudes are tried."""
+
+
+def base_method(params: BaseParams, model: PreTrainedModel, scheme: Scheme) -> Method:
+    """The method that `params` name, for codes stored as `scheme`."""
+    from stages.quantize.solvers import Awq, Gptq, RoundToNearest
+
+    match params.base:
+        case "rtn":
+            return RoundToNearest(scheme)
+        case "gptq":
+            return Gptq(scheme, params.order, params.damping)
+        case "awq":
+            return Awq(model, scheme, params.exponents)

@@ -1,0 +1,191 @@
+"""What the stages that make a mixture have in common: check, build tensor by tensor, prove or measure, report."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
+from stages.training.checks import check_data
+from stages.upcycle.matching import check_alike, check_source, expert_names
+
+if TYPE_CHECKING:
+    from grafts.experts.graft import Experts
+    from grafts.experts.stream import Built
+
+CONVERTED: Final = (
+    "experts",
+    "parameters",
+    "active_parameters",
+    "parameters_ratio",
+    "cache_ratio",
+    "max_logit_difference",
+    "kl_to_parent",
+    "kl_to_parent_p99",
+    "perplexity_ratio",
+    "top1_agreement",
+    "parent_perplexity",
+    "child_perplexity",
+)
+
+
+class UpcycleParameters(Parameters):
+    """How tokens are routed, and how the result is measured."""
+
+    top_k: Annotated[int, Field(ge=1)] = 2
+    """Experts that a token goes through."""
+    renormalise: bool = True
+    """Gates of a token sum to 1, so that equal experts are the dense model; off, they are the raw probabilities. With
+    `top_k: 1` only raw gates let the loss of the text reach the router."""
+    split: Annotated[int, Field(ge=1)] = 1
+    """Equal shares that each expert is cut into and routed by, with `split` times the weight (arXiv 2410.07524)."""
+    capacity: Annotated[float, Field(gt=0)] | None = None
+    """Room of an expert while training, in multiples of an even share; tokens beyond it are dropped. Null: none is."""
+    router_std: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Standard deviation of the routers' weights, which are drawn at random."""
+    heldout_windows: Annotated[int, Field(ge=1)] = 32
+    """Windows of `heldout` on which the distance to the seed is measured."""
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
+    """Windows in a forward pass."""
+
+    def smoke(self) -> Self:
+        """A few windows."""
+        return self.replaced(heldout_windows=min(self.heldout_windows, 2))
+
+
+class CopiesParameters(UpcycleParameters):
+    """A mixture of copies of one model."""
+
+    num_experts: Annotated[int, Field(ge=2)] = 8
+    """Experts in each layer."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> CopiesParameters:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k: {self.top_k} exceeds num_experts: {self.num_experts}; lower it")
+        return self
+
+
+class ModelsParameters(UpcycleParameters):
+    """A mixture of several models."""
+
+    seed_is_expert: bool = True
+    """Whether the seed gives an expert as well, the first."""
+
+
+class Upcycle(Stage):
+    """Makes a mixture of experts; subclasses say of what."""
+
+    outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    isolated = True
+    metrics = CONVERTED
+    params: UpcycleParameters
+
+    @abstractmethod
+    def models(self, inputs: Mapping[str, Any]) -> dict[str, Model]:
+        """The models by role, the seed first."""
+
+    @abstractmethod
+    def graft(self, num_models: int, seed: int) -> Experts:
+        """The structure, and how its tensors are made of `num_models` models."""
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Dense models of one architecture, tokenizer and chat template; data in their tokens."""
+        models = self.models(inputs)
+        for role, model in models.items():
+            check_source(role, model)
+        check_alike(models)
+        if inputs.get("heldout") is not None:
+            check_data("seed", next(iter(models.values())), "heldout", inputs["heldout"])
+
+    def run(self, context: Context) -> None:
+        """Build, then prove exactness where it is due, and measure the distance to the seed where there is text."""
+        from grafts.experts.stream import build_mixture
+
+        models, out = self.models(context.inputs), context.output("model")
+        graft = self._graft(len(models), context.seed)
+        try:
+            sources = [model.path for model in models.values()]
+            built = build_mixture(sources, graft, out, progress=context.progress)
+        except ValueError as error:
+            raise UserError(str(error), fix="see docs/methods/upcycle.md for what can be upcycled") from error
+        context.say(f"{graft.num_experts * graft.split} experts a layer, saved as {built.class_name}")
+        seed = next(iter(models.values()))
+        figures = _sizes(graft, built, seed) | self._measure(context, seed, graft.is_exact(len(models)))
+        context.metrics(**figures)
+        names = expert_names(models)
+        details = {
+            "class": built.class_name,
+            "experts": [names[giver] for giver in built.giver],
+            "graft": graft.to_dict(),
+            "parameters": self.params.identity(),
+        }
+        write_report(context.output("report"), "Conversion to experts", figures, details)
+
+    def _graft(self, num_models: int, seed: int) -> Experts:
+        try:
+            return self.graft(num_models, seed)
+        except ValidationError as error:
+            reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
+            raise UserError(reasons, fix="lower `top_k`, or give more models") from None
+
+    def _measure(self, context: Context, seed: Model, is_exact: bool) -> dict[str, float]:
+        """Nothing without held-out text unless the conversion must be exact: then both models are loaded anyway."""
+        heldout = context.inputs.get("heldout")
+        if heldout is None and not is_exact:
+            return {}
+        from stages.data.windows import TokenWindows
+        from stages.evaluate.distance import distance
+        from stages.upcycle.preservation import Pair, probe
+
+        pair = Pair.load(seed, Model(context.output("model")), in_float32=is_exact)
+        windows = TokenWindows(heldout, context.scratch).tensor(self.params.heldout_windows) if heldout else None
+        found: dict[str, float] = {}
+        if is_exact:
+            found["max_logit_difference"] = pair.require_equal(probe(seed) if windows is None else windows[:1])
+        if windows is not None:
+            size = self.params.batch_size
+            found |= distance(pair.parent, pair.child, windows, batch_size=size, progress=context.progress).metrics()
+        return found
+
+
+def _sizes(graft: Experts, built: Built, seed: Model) -> dict[str, float]:
+    from grafts.experts.stream import num_parameters
+
+    return {
+        "experts": graft.num_experts * graft.split,
+        "parameters": built.num_parameters,
+        "active_parameters": built.num_active,
+        "parameters_ratio": built.num_parameters / num_parameters(seed.path),
+        "cache_ratio": graft.num_experts if graft.attention == "kv-expert" else 1,
+    }
+
+
+def seed_inputs() -> dict[str, Input]:
+    """Inputs of a mixture of copies."""
+    return {"model": Input(Model), "heldout": Input(Dataset, schema="tokens", optional=True)}
+
+
+def models_inputs() -> dict[str, Input]:
+    """Inputs of a mixture of several models."""
+    return {
+        "seed": Input(Model),
+        "experts": Input(Model, many=True),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+
+
+def named(inputs: Mapping[str, Any]) -> dict[str, Model]:
+    """The seed and the experts by role."""
+    experts = {f"experts[{number}]": model for number, model in enumerate(inputs["experts"])}
+    return {"seed": inputs["seed"], **experts}
+
+
+def num_experts(num_models: int, params: ModelsParameters) -> int:
+    """Experts that `num_models` models give."""
+    return num_models if params.seed_is_expert else num_models - 1

@@ -1,0 +1,73 @@
+"""What a worker does to train a mixture: the text's loss, the routers' losses, and what the routers are doing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grafts.experts.routing import balance_loss, expert_load, router_entropy, z_loss
+from stages.artifacts import Dataset
+from stages.data.windows import TokenWindows
+from stages.training.cross_entropy import cross_entropy
+from stages.training.recipe import Batch, Loss
+from stages.upcycle.blend import Blended
+from stages.upcycle.loads import measure_loads
+from stages.upcycle.routing import Routing
+
+
+@dataclass(kw_only=True)
+class MixtureTraining(Blended):
+    """Cross-entropy, plus the load-balance and the z-loss of the layers' routers, means over the layers."""
+
+    routing: Routing
+    balance_weight: float
+    z_weight: float
+    domains: Sequence[Dataset]
+    """Held-out text of each domain, to see which experts it goes to at the end."""
+    loads_file: Path
+    """Where that is written, as JSON: a list of `Loads`, one a domain."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The losses of a micro-batch; those of the routers count once for each target token, as the text's does."""
+        ids_BT = batch.tensors["ids_BT"]
+        output = model(input_ids=ids_BT[:, :-1], use_cache=False, output_router_logits=True)
+        ce = cross_entropy(output.logits.flatten(0, 1), ids_BT[:, 1:].flatten())
+        routers = [logits_PN.float() for logits_PN in output.router_logits]
+        balance = torch.stack([balance_loss(each, self.routing.top_k) for each in routers]).mean()
+        z = torch.stack([z_loss(each) for each in routers]).mean()
+        extra = self.balance_weight * balance + self.z_weight * z
+        parts = {"ce": ce, "balance": balance * batch.num_targets, "z": z * batch.num_targets}
+        seen = {name: value * batch.num_targets for name, value in self._seen(output, routers).items()}
+        return Loss(ce + batch.num_targets * extra, {**parts, **seen})
+
+    def finish(self, model: nn.Module) -> dict[str, float]:
+        """As for any language model; then where the tokens of each domain go."""
+        figures = super().finish(model)
+        loads = []
+        for domain in self.domains:
+            windows_NT = TokenWindows(domain, self.cache).tensor(self.heldout_windows)
+            loads.append(measure_loads(model, windows_NT, self.routing.top_k, self.measure_batch))
+        self.loads_file.parent.mkdir(parents=True, exist_ok=True)
+        self.loads_file.write_text(json.dumps([asdict(each) for each in loads]), encoding="utf-8")
+        return figures
+
+    @torch.no_grad()
+    def _seen(self, output: Any, routers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the routers are doing, for the curves: means over the layers."""
+        loads_LN = torch.stack([expert_load(each, self.routing.top_k) for each in routers])
+        seen = {
+            "load_max": loads_LN.amax(-1).mean(),
+            "load_min": loads_LN.amin(-1).mean(),
+            "router_entropy": torch.stack([router_entropy(each) for each in routers]).mean(),
+        }
+        attention = getattr(output, "attention_router_logits", None)
+        if attention:
+            seen["attention_entropy"] = torch.stack([router_entropy(each) for each in attention]).mean()
+        dropped = getattr(output, "dropped_share", None)
+        return seen if dropped is None else {**seen, "dropped_share": dropped}

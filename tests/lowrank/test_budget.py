@@ -1,0 +1,59 @@
+"""Equal bytes: ranks and grids that keep to a budget, and the next larger ones, which do not."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grafts.lowrank.budget import Grid, codes_bytes, correction_bytes, grid_of_bytes, rank_of_bytes
+from grafts.lowrank.comparators import Shape, rank_of_equal_size
+from grafts.packing import packed_bytes
+
+SHAPES = st.lists(
+    st.builds(Shape, st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), st.integers(1, 40)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(SHAPES, st.integers(0, 60_000), st.booleans(), st.sampled_from([2, 4]))
+@settings(deadline=None, max_examples=100)
+def test_the_rank_is_the_largest_that_fits(shapes: list[Shape], num_bytes: int, shared: bool, value_bytes: int):
+    rank = rank_of_bytes(shapes, num_bytes, shared=shared, value_bytes=value_bytes)
+    used, more = (correction_bytes(shapes, each, shared=shared, value_bytes=value_bytes) for each in (rank, rank + 1))
+    assert used <= num_bytes
+    assert more > num_bytes or more == used, "or no group can have more"
+
+
+def test_bytes_are_those_of_the_factors():
+    shape = Shape((6, 4), 8)
+    assert correction_bytes([shape], 3, shared=True, value_bytes=2) == 2 * 3 * (6 + 4 + 8)
+    assert correction_bytes([shape], 3, shared=False, value_bytes=4) == 4 * 3 * ((6 + 8) + (4 + 8))
+    assert correction_bytes([shape], 99, shared=True) == 2 * 8 * 18, "its rank is at most 8"
+    assert correction_bytes([shape], 99, shared=False) == 2 * (6 * 14 + 4 * 12)
+
+
+@given(SHAPES, st.integers(1, 4))
+@settings(deadline=None, max_examples=50)
+def test_at_the_bytes_of_separate_factors_a_shared_one_has_no_lower_rank(shapes: list[Shape], rank: int):
+    num_bytes = correction_bytes(shapes, rank, shared=False)
+    assert rank_of_bytes(shapes, num_bytes, shared=True) >= rank_of_bytes(shapes, num_bytes, shared=False)
+    wide = Shape((64, 64, 64), 128)
+    assert rank_of_bytes([wide], correction_bytes([wide], 8, shared=False), shared=True) == rank_of_equal_size(wide, 8)
+
+
+@given(SHAPES, st.integers(0, 200_000), st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_the_grid_is_the_best_that_fits(shapes: list[Shape], num_bytes: int, symmetric: bool):
+    sizes = (8, 16, 32)
+    grid = grid_of_bytes(shapes, num_bytes, sizes, symmetric=symmetric)
+    bytes_of = {
+        (bits, size): codes_bytes(shapes, Grid(bits, size), symmetric=symmetric)
+        for bits in (2, 3, 4, 8)
+        for size in sizes
+    }
+    fitting = [each for each, size in bytes_of.items() if size <= num_bytes]
+    assert grid == max(fitting, key=lambda each: (each[0], -each[1]), default=None)
+    shape = shapes[0]
+    expected = sum(packed_bytes(size, shape.inputs, 4, 16, symmetric=symmetric) for size in shape.outputs)
+    assert codes_bytes([shape], Grid(4, 16), symmetric=symmetric) == expected
