@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from grafts.bases import BASES, base_class
@@ -74,6 +74,11 @@ class GraftedForCausalLM(PreTrainedModel, GenerationMixin):
         self.all_tied_weights_keys = {name: source for name, source in shared.items() if name not in buffers}
         super().mark_tied_weights_as_initialized(loading_info)
         self.all_tied_weights_keys = shared
+
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
+        """As in `transformers`, for a head whose vocabulary grew; a linear that shares codes has no weight to grow."""
+        if "weight" in output_embeddings._parameters:
+            super()._adjust_bias(output_embeddings, input_embeddings)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Target → source of every shared parameter: the embeddings' if the config ties them, and the grafts'."""

@@ -11,6 +11,7 @@ from stages.artifacts import Dataset, Model, write_json
 from stages.errors import UserError
 
 FILE: Final = "teacher.json"
+OTHER: Final = {"teacher": "another teacher", "data": "other data"}
 Stored = Literal["float16", "float32"]
 
 
@@ -47,7 +48,7 @@ class CacheCard:
         for role, found, expected in (("teacher", self.teacher, teacher.digest), ("data", self.data, data.digest)):
             if found != expected:
                 raise UserError(
-                    f"the cache was made of another {role}: {_short(found)}, the input `{role}` is {_short(expected)}",
+                    f"the cache was made of {OTHER[role]}: {_short(found)}, the input `{role}` is {_short(expected)}",
                     where="cache",
                     fix=f"give `distill.cache` the same `{role}` as this stage",
                 )

@@ -17,7 +17,8 @@ from grafts.recursive.exits import exits
 from grafts.recursive.graft import Recursive
 from stages.data.windows import TokenWindows
 from stages.distill.losses import distill_loss
-from stages.distill.recipe import Distillation, Text
+from stages.distill.recipe import Distillation
+from stages.distill.text import Text
 from stages.errors import UserError
 from stages.evaluate.distance import distance, evaluating
 from stages.evaluate.loading import DEVICE

@@ -18,9 +18,10 @@ from stages.data.windows import TokenWindows
 from stages.distill.cached import CachedTeacher, top_teacher
 from stages.distill.layer_map import Pairs, layer_pairs
 from stages.distill.losses import Mix, distill_loss
-from stages.distill.sampling import continue_windows, is_sampled
+from stages.distill.sampling import is_sampled
 from stages.distill.teachers import Teacher, WholeTeacher
 from stages.distill.terms import LayerTerms
+from stages.distill.text import Text
 from stages.evaluate.distance import Distance, distance
 from stages.evaluate.matching import text_config
 from stages.training.recipe import Batch, Loss, Worker
@@ -99,9 +100,8 @@ class Distillation(WindowRecipe):
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The terms that are asked for, mixed, at the positions that count."""
-        ids_BT, counts_BT = self._text(model, batch)
-        student = _predict(model, ids_BT, self.asked())
-        return self.judge(model, student, batch, Text(ids_BT, counts_BT))
+        text = Text.of(batch, model, self.params.prompt_tokens)
+        return self.judge(model, _predict(model, text.ids, self.asked()), batch, text)
 
     def asked(self) -> dict[str, bool]:
         """What the student's `forward` is to give beside logits."""
@@ -167,17 +167,6 @@ class Distillation(WindowRecipe):
         kept = self._kept()
         return layer_pairs(self.params.layer_map or list(enumerate(kept)), len(kept), num_teacher)
 
-    def _text(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The windows, continued by the student where they should be, and which next tokens [B, T - 1] count."""
-        ids_BT, sampled_B = batch.tensors["ids_BT"], batch.tensors.get("sampled_B")
-        if sampled_B is None:
-            return ids_BT, None
-        num_kept, indices = self.params.prompt_tokens, batch.tensors["index_B"][sampled_B].tolist()
-        ids_BT, counts_BT = ids_BT.clone(), torch.ones_like(ids_BT[:, 1:], dtype=torch.bool)
-        ids_BT[sampled_B] = continue_windows(getattr(model, "module", model), ids_BT[sampled_B], num_kept, indices)
-        counts_BT[sampled_B, : num_kept - 1] = False
-        return ids_BT, counts_BT
-
     def _measure(self, model: nn.Module) -> Distance | None:
         if self.live.heldout is None:
             return None
@@ -204,22 +193,6 @@ class _Live:
     windows: TokenWindows
     heldout: Tensor | None
     """Token ids [N, T], None without held-out data."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Token ids [B, T], and which of the T - 1 next tokens of each window count (None: all of them)."""
-
-    ids: Tensor
-    counts: Tensor | None
-
-    def counted(self, values_BT: Tensor) -> Tensor:
-        """Of values [B, T - 1, …] those that count, [P, …]; without a copy when all do."""
-        return values_BT.flatten(0, 1) if self.counts is None else values_BT[self.counts]
-
-    def targets(self) -> Tensor:
-        """The next tokens that count, [P]."""
-        return self.counted(self.ids[:, 1:])
 
 
 def _predict(model: nn.Module, ids_BT: Tensor, asked: dict[str, bool]) -> Any:

@@ -113,11 +113,9 @@ def test_it_goes_on_where_it_was_stopped_and_gives_equal_bytes(inputs: dict, tmp
 def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: Path):
     found, _ = cache(inputs, tmp_path, top_k=4)
     given = {**inputs, "cache": found}
-    for role, digest in (("teacher", "x" * 64), ("data", "y" * 64)):
+    for role, kind, digest in (("teacher", "another teacher", "x" * 64), ("data", "other data", "y" * 64)):
         other = dataclasses.replace(inputs[role], digest=digest)
-        with pytest.raises(
-            UserError, match=rf"made of another {role}: {role[0]}{{12}}, the input `{role}` is {digest[:12]}"
-        ):
+        with pytest.raises(UserError, match=rf"made of {kind}: {role[0]}{{12}}, the input `{role}` is {digest[:12]}"):
             DistillLogits(DistillParameters()).check({**given, role: other})
     with pytest.raises(UserError, match="softened by temperature 1, the loss asks for 2"):
         DistillLogits(DistillParameters(temperature=2)).check(given)

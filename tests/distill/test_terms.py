@@ -16,6 +16,7 @@ from stages.distill.logits import DistillLogits, DistillParameters
 from stages.distill.recipe import Distillation
 from stages.distill.sampling import continue_windows, is_sampled
 from stages.distill.terms import attention_term, hidden_term
+from stages.distill.text import Text
 from stages.errors import UserError
 from stages.training.recipe import Worker
 from tests.distill.test_logits import distil, inputs  # noqa: F401, a fixture
@@ -106,8 +107,8 @@ def test_only_what_the_student_wrote_is_a_target(live: Distillation):
     assert {True, False} == set(sampled)
     assert batch.num_targets == 4 * 31 - sum(sampled) * 7
     student = live.build()
-    ids, counts = live._text(student, batch)
-    original = batch.tensors["ids_BT"]
+    text = Text.of(batch, student, 8)
+    ids, counts, original = text.ids, text.counts, batch.tensors["ids_BT"]
     assert counts is not None
     assert counts.sum() == batch.num_targets
     for row, is_own in enumerate(sampled):

@@ -172,8 +172,9 @@ def test_what_is_built_is_what_converting_makes():
     assert shapes[0] == shapes[1]
 
 
-def test_the_result_can_be_quantised_and_keeps_its_ties(tmp_path: Path):
-    model = apply(parent("qwen3", torch.float32), [Recursive(loops=2, rank=2)])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_the_result_can_be_quantised_and_keeps_its_ties(family: str, tmp_path: Path):
+    model = apply(parent(family, torch.float32), [Recursive(loops=2, rank=2)])
     before = logits(model)
     model = apply(model, [QuantisedLinears(bits=8, group_size=16, symmetric=False, skip=KEPT)])
     assert (logits(model) - before).abs().max() < 0.2 * before.abs().max()

@@ -1,0 +1,1 @@
+"""Compression: models that lose weights or layers, and get back what that cost."""

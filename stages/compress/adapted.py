@@ -1,0 +1,90 @@
+"""Pruned linears that train in few parameters and stay pruned: PERP's adapters (arXiv 2312.15230).
+
+With W the pruned weight, M its mask, B [O, R] and A [R, I]:
+
+    mask_lora    y = (W + s (B A) * M) x      merging is exact, what was pruned stays pruned
+    scale_lora   y = (W * (B A)) x            starts with B A = 1 everywhere, so as the identity; merging is exact
+    lora_prune   y = (W + s B A) x            plain LoRA; merging prunes again, which changes what was trained
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Adapter = Literal["mask_lora", "scale_lora", "lora_prune"]
+
+
+class AdaptedLinear(nn.Module):
+    """A pruned linear with an adapter; its own weight is frozen."""
+
+    mask: Tensor
+
+    def __init__(self, linear: nn.Linear, mask_OI: Tensor, kind: Adapter, rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.linear, self.kind, self.scale = linear, kind, scale
+        self.register_buffer("mask", mask_OI)
+        weight = linear.weight.requires_grad_(False)
+        left, right = _initial(kind, weight.shape[0], weight.shape[1], rank, seed)
+        self.left, self.right = nn.Parameter(left.to(weight)), nn.Parameter(right.to(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] to [..., O]."""
+        return functional.linear(x, self.weight(), self.linear.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same without the bias."""
+        return functional.linear(x, self.weight())
+
+    def weight(self) -> Tensor:
+        """The weight that is trained with, [O, I]."""
+        product_OI = self.left @ self.right
+        match self.kind:
+            case "scale_lora":
+                return self.linear.weight * product_OI
+            case "mask_lora":
+                return self.linear.weight + self.scale * product_OI * self.mask
+        return self.linear.weight + self.scale * product_OI
+
+    def merged(self) -> nn.Linear:
+        """The linear with the adapter inside, pruned as before."""
+        with torch.no_grad():
+            self.linear.weight.copy_(self.weight().masked_fill(~self.mask, 0))
+        return self.linear
+
+
+def reset(module: AdaptedLinear) -> None:
+    """Put an adapter back to where it changes nothing."""
+    with torch.no_grad():
+        if module.kind == "scale_lora":
+            module.left.fill_(module.left.shape[1] ** -0.5)
+            module.right.fill_(module.left.shape[1] ** -0.5)
+        else:
+            module.left.zero_()
+
+
+def adapt(model: nn.Module, masks: dict[str, Tensor], kind: Adapter, rank: int, scale: float) -> None:
+    """Put an adapter beside every linear that has a mask, in place."""
+    for seed, (name, mask_OI) in enumerate(masks.items()):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
+        model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, seed))
+
+
+def merge(model: nn.Module) -> None:
+    """Put the plain linears back, with what the adapters learnt, in place."""
+    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+    for name, module in adapted:
+        model.set_submodule(name, module.merged())
+
+
+def _initial(kind: Adapter, num_out: int, num_in: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """B and A: of ones over the root of the rank where they multiply, else B of zeros, as LoRA starts."""
+    if kind == "scale_lora":
+        return torch.full((num_out, rank), rank**-0.5), torch.full((rank, num_in), rank**-0.5)
+    bound = num_in**-0.5
+    drawn = torch.rand(rank, num_in, generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(num_out, rank), drawn * 2 * bound - bound

@@ -1,0 +1,106 @@
+"""`compress.fold`: drop the layers that gates close, and let neighbours among the others share weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.evaluate.matching import text_config
+from stages.stage import Context, Input, Output, Stage
+from stages.training.checks import check_data
+from stages.training.preflight import require_training_tools
+from stages.training.settings import TRAINED, TrainingParameters
+
+
+class FoldParameters(TrainingParameters):
+    """How many layers go, how many share, and how the gates are trained."""
+
+    removed_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the layers that goes; the first and the last stay."""
+    group: Annotated[int, Field(ge=1)] = 1
+    """Neighbours among the layers that stay which share one set of weights, norms and biases aside; 1: none do."""
+    initialisation: Literal["lower", "average"] = "lower"
+    """What shared weights start as: those of the first of the group, or their mean."""
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the difference that each layer of a group keeps of its own at every linear; 0: none, as in the paper."""
+    polarisation: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of what drives gates to 0 or 1, in nats a token."""
+    budget: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the squared distance of the mean gate from the share of layers that stays, in nats a token."""
+    tokens: Annotated[int, Field(ge=1)] = 65_536
+    """Tokens to train the gates on; rounded up to whole steps."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Peak learning rate of the gates."""
+    heldout_windows: Annotated[int, Field(ge=1)] = 32
+    """Windows of `heldout` on which the distance to the model is measured."""
+
+    def num_kept(self, num_layers: int) -> int:
+        """Layers that stay of so many, at least 2."""
+        return max(2, round(num_layers * (1 - self.removed_fraction)))
+
+    def smoke(self) -> Self:
+        """A few steps, with layers that a small model can spare."""
+        windows = min(self.heldout_windows, 2)
+        return super().smoke().replaced(heldout_windows=windows, group=min(self.group, 2), rank=min(self.rank, 4))
+
+
+class CompressFold(Stage):
+    """Train a gate for each layer of the frozen model, drop the layers with the lowest, share weights among the others.
+
+    FoldGPT, reconstructed. The result is a model of the same class, or with `group` a grafted one; nothing but gates is
+    trained, so let `distill.logits` heal it, with `hidden_weight` and `tail_layers` for the paper's tail-layer loss.
+    """
+
+    Params = FoldParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "data": Input(Dataset, schema="tokens"),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    distributed = True
+    isolated = True
+    metrics = ("layers", "parameters", "parameters_ratio", "gates_decided", *TRAINED)
+    paper = "2407.00928"
+    params: FoldParameters
+
+    def preflight(self) -> None:
+        """The packages that training imports are there."""
+        require_training_tools()
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """A standard model with layers to spare, which divide into groups."""
+        model: Model = inputs["model"]
+        if model.grafts or "quantization_config" in model.config:
+            what = "has grafts" if model.grafts else "is quantised"
+            raise UserError(f"the model {what}: its layers cannot be dropped or shared", fix="fold first")
+        num_layers = text_config(model.config)["num_hidden_layers"]
+        num_kept = self.params.num_kept(num_layers)
+        if num_layers < 2:
+            raise UserError(f"the model has {num_layers} layer, nothing can be dropped", fix="take a deeper one")
+        if num_kept % self.params.group:
+            fitting = [n for n in range(2, num_layers + 1) if n % self.params.group == 0]
+            raise UserError(
+                f"{num_kept} of {num_layers} layers stay, which do not divide into groups of {self.params.group}",
+                fix=f"choose removed_fraction so that one of {', '.join(map(str, fitting))} stays, or another group",
+            )
+        for name in ("data", "heldout"):
+            if inputs.get(name) is not None:
+                check_data("model", model, name, inputs[name])
+
+    def run(self, context: Context) -> None:
+        """Train gates, drop, share, save, measure and report."""
+        from stages.compress.folding import Folding
+        from stages.training.launch import run_training
+
+        recipe = Folding.of(self.params, context)
+        result = run_training(recipe, self.params, context)
+        context.metrics(**result.figures, **result.cost)
+        chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
+        details = {**chosen, "parameters": self.params.identity(), "seed": context.seed}
+        write_report(context.output("report"), "Folding of layers", result.figures, details)

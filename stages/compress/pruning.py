@@ -1,0 +1,102 @@
+"""What `compress.prune` does: measure the inputs of linears, zero the weights that matter least, save and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grafts.loader import load_model, save_model, stored_dtype
+from stages.compress.masks import magnitude, save_masks, structured, unstructured, wanda
+from stages.data.windows import TokenWindows
+from stages.errors import UserError
+from stages.evaluate.distance import distance
+from stages.evaluate.loading import DEVICE
+
+if TYPE_CHECKING:
+    from stages.compress.prune import PruneParameters
+    from stages.stage import Context
+
+
+def prune(params: PruneParameters, context: Context) -> tuple[dict[str, float], dict[str, float]]:
+    """Write output `model` with its masks; the figures, and the sparsity of each linear."""
+    source, out = context.model("model").path, context.output("model")
+    model = load_model(source, dtype=stored_dtype(source))
+    norms = _measured(params, context, model.to(DEVICE)) if params.method == "wanda" else {}
+    linears = decoder_linears(model.cpu())
+    masks = {name: _mask(params, name, linear.weight.data, norms.get(name)) for name, linear in linears.items()}
+    apply_masks(linears, masks)
+    save_model(model, out, tokenizer_from=source)
+    save_masks(masks, out)
+    gone = {name: (~mask).sum().item() for name, mask in masks.items()}
+    total = sum(mask.numel() for mask in masks.values())
+    figures = {"sparsity": sum(gone.values()) / total, "pruned_weights": sum(gone.values())}
+    by_linear = {name: count / masks[name].numel() for name, count in gone.items()}
+    return {**figures, **_distance(params, context, model)}, by_linear
+
+
+def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear but the head, by name. Raises UserError when there are none."""
+    head = model.get_output_embeddings()
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if not found:
+        raise UserError(f"{type(model).__name__} has no linears to prune", fix="take a model made of linears")
+    return found
+
+
+def apply_masks(linears: dict[str, nn.Linear], masks: dict[str, Tensor]) -> None:
+    """Zero the weights that a mask leaves out."""
+    for name, mask_OI in masks.items():
+        linears[name].weight.data.masked_fill_(~mask_OI, 0)
+
+
+@torch.no_grad()
+def input_norms(model: PreTrainedModel, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Euclidean norm of each input feature of every linear, [I], over all tokens of `batches` [B, T] of ids."""
+    linears = decoder_linears(model)
+    squares = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
+
+    def add(name: str, x: Tensor) -> None:
+        squares[name] += x.float().square().flatten(0, -2).sum(0).cpu()
+
+    handles = [
+        linear.register_forward_pre_hook(lambda _module, x, name=name: add(name, x[0]))
+        for name, linear in linears.items()
+    ]
+    try:
+        for ids_BT in batches:
+            model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: square.sqrt().float() for name, square in squares.items()}
+
+
+def _mask(params: PruneParameters, name: str, weight_OI: Tensor, norm_I: Tensor | None) -> Tensor:
+    scores_OI = magnitude(weight_OI) if norm_I is None else wanda(weight_OI, norm_I)
+    if params.pattern is None:
+        return unstructured(scores_OI, params.sparsity, by_row=norm_I is not None)
+    try:
+        return structured(scores_OI, *params.pattern)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}", fix="choose a pattern that divides the widths of the model") from error
+
+
+def _measured(params: PruneParameters, context: Context, model: PreTrainedModel) -> dict[str, Tensor]:
+    return input_norms(model, _windows(context, "data", params.calibration_windows).split(params.batch_size))
+
+
+def _distance(params: PruneParameters, context: Context, pruned: PreTrainedModel) -> dict[str, float]:
+    if context.inputs.get("heldout") is None:
+        return {}
+    parent = load_model(context.model("model").path, dtype=pruned.dtype).to(DEVICE)
+    windows_NT = _windows(context, "heldout", params.heldout_windows)
+    size = params.batch_size
+    return distance(parent, pruned.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()
+
+
+def _windows(context: Context, name: str, limit: int) -> Tensor:
+    return TokenWindows(context.dataset(name), context.scratch / "windows").tensor(limit)

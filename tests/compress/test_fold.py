@@ -1,0 +1,122 @@
+"""FoldGPT: gates that are the model when open and deletion when closed, planted layers, sharing in groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from grafts.depth import keep_layers
+from stages.artifacts import Model, Report
+from stages.compress.fold import CompressFold, FoldParameters
+from stages.compress.gates import Gates, gated, kept_layers, penalty
+from stages.errors import UserError
+from stages.stage import Context
+from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
+from tests.grafts.families import FAMILIES, tiny, tokens
+from tests.tiny import tiny_model
+
+STEP = 8 * 32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_open_gates_are_the_model_and_a_closed_one_deletes(family: str):
+    model = tiny(family)
+    with torch.no_grad():
+        before = model(tokens()).logits
+        with gated(model, torch.ones(3)):
+            opened = model(tokens()).logits
+        with gated(model, torch.tensor([1.0, 0.0, 1.0])):
+            closed = model(tokens()).logits
+        assert torch.equal(model(tokens()).logits, before), "hooks are gone"
+        torch.testing.assert_close(opened, before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(closed, keep_layers(model, [0, 2])(tokens()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_gates_stay_between_the_ends_and_can_come_back():
+    gates = Gates(5)
+    assert torch.equal(gates(), torch.ones(5))
+    optimiser = torch.optim.SGD(gates.parameters(), lr=1.0)
+    for direction, expected in ((-1, 1.0), (0.25, 0.75), (5, 0.0), (5, 0.0), (-0.5, None)):
+        optimiser.zero_grad()
+        (direction * gates()[1:-1].sum()).backward()
+        optimiser.step()
+        if expected is not None:
+            assert gates()[1:-1].tolist() == [expected] * 3
+            assert gates()[0] == gates()[-1] == 1
+    assert gates.inner.grad.abs().max() == 0.5, "from outside, the way back is open"
+
+
+def test_the_penalty_is_least_at_decided_gates_of_the_right_share():
+    decided, undecided = torch.tensor([1.0, 0, 1, 1]), torch.full((4,), 0.75)
+    assert penalty(decided, 0.75, 1, 1) == 0
+    assert penalty(undecided, 0.75, 1, 1).item() == pytest.approx(0.75 * 0.25)
+    assert penalty(torch.ones(4), 0.75, 1, 2).item() == pytest.approx(2 * 0.0625)
+
+
+def test_the_lowest_go_and_the_ends_stay():
+    assert kept_layers([0.0, 0.9, 0.2, 0.5, 0.0], 4) == [0, 1, 3, 4]
+    assert kept_layers([1.0, 0.5, 0.5, 1.0], 3) == [0, 1, 3]
+    assert kept_layers([1.0, 1.0, 1.0], 2) == [0, 2]
+    assert kept_layers([0.3, 0.7], 2) == [0, 1]
+    assert [len(Gates(num_layers)()) for num_layers in (2, 3, 7)] == [2, 3, 7]
+
+
+@pytest.fixture(scope="module")
+def planted(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:  # noqa: F811
+    """The taught teacher with a layer in its middle that does nothing."""
+    model = AutoModelForCausalLM.from_pretrained(inputs["teacher"].path)
+    with torch.no_grad():
+        model.model.layers[2].self_attn.o_proj.weight.zero_()
+        model.model.layers[2].mlp.down_proj.weight.zero_()
+    path = tmp_path_factory.mktemp("planted") / "model"
+    model.save_pretrained(path)
+    (path / "tokenizer.json").write_bytes((inputs["teacher"].path / "tokenizer.json").read_bytes())
+    return {"model": Model(path), "data": inputs["data"], "heldout": inputs["heldout"]}
+
+
+def fold(given: dict, directory: Path, **params) -> Context:
+    stage = CompressFold(FoldParameters(**{**QUICK, "learning_rate": 0.05, "removed_fraction": 0.25, **params}))
+    stage.preflight()
+    stage.check(given)
+    context = Context(given, out=directory / "out", scratch=directory / "scratch", seed=1)
+    stage.run(context)
+    return context
+
+
+def test_a_layer_that_does_nothing_goes_first(planted: dict, tmp_path: Path):
+    found = fold(planted, tmp_path, tokens=25 * STEP).results
+    details = Report(tmp_path / "out/report").content["details"]
+    assert details["layers"] == [0, 1, 3]
+    assert details["gates"][2] < details["gates"][1]
+    assert found["kl_to_parent"] < 1e-6
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")).__name__ == "LlamaForCausalLM"
+
+
+def test_nothing_removed_and_groups_of_one_is_the_model(planted: dict, tmp_path: Path):
+    found = fold(planted, tmp_path, tokens=1, removed_fraction=0).results
+    assert (found["kl_to_parent"], found["parameters_ratio"], found["layers"]) == (0, 1, 4)
+
+
+def test_groups_share_storage_and_full_rank_is_exact(planted: dict, tmp_path: Path):
+    exact = fold(planted, tmp_path / "a", tokens=1, removed_fraction=0, group=2, rank=999).results
+    assert exact["kl_to_parent"] < 1e-6
+    found = fold(planted, tmp_path / "b", tokens=1, removed_fraction=0, group=2).results
+    assert found["parameters_ratio"] < 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "b/out/model")
+    layers = model.model.layers
+    for first, second in ((0, 1), (2, 3)):
+        assert layers[first].mlp.up_proj.weight is layers[second].mlp.up_proj.weight
+        assert layers[first].input_layernorm.weight is not layers[second].input_layernorm.weight
+    original = AutoModelForCausalLM.from_pretrained(planted["model"].path).model.layers
+    assert torch.equal(layers[2].mlp.up_proj.weight, original[2].mlp.up_proj.weight)
+
+
+def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
+    with pytest.raises(UserError, match="3 of 4 layers stay, which do not divide into groups of 2"):
+        CompressFold(FoldParameters(removed_fraction=0.25, group=2)).check(planted)
+    shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
+    with pytest.raises(UserError, match="the model has 1 layer, nothing can be dropped"):
+        CompressFold(FoldParameters()).check(shallow)

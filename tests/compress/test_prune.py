@@ -1,0 +1,263 @@
+"""Pruning against loops over weights, and PERP: what was pruned stays pruned, merging changes nothing it should not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from grafts.loader import load_model
+from stages.artifacts import Model, Report
+from stages.compress.adapted import AdaptedLinear, adapt, merge
+from stages.compress.masks import load_masks, magnitude, save_masks, structured, unstructured, wanda
+from stages.compress.perp import CompressPerp, PerpParameters
+from stages.compress.prune import CompressPrune, PruneParameters
+from stages.compress.pruning import decoder_linears, input_norms
+from stages.compress.reconstruction import Reconstruction
+from stages.compress.retraining import Retraining, require_pruned
+from stages.errors import StageError, UserError
+from stages.stage import Context
+from stages.training.recipe import Worker
+from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
+from tests.grafts.families import tiny, tokens
+from tests.tiny import tiny_model
+
+STEP = 8 * 32
+ADAPTERS = ["mask_lora", "scale_lora", "lora_prune"]
+
+
+def random(rows: int = 6, columns: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_lowest_scores_go_and_as_many_as_asked_for():
+    scores = magnitude(random())
+    by_row, whole = unstructured(scores, 0.5, by_row=True), unstructured(scores, 0.5, by_row=False)
+    for row, kept in zip(scores, by_row, strict=True):
+        assert kept.sum() == 4
+        assert row[kept].min() >= row[~kept].max()
+    assert whole.sum() == 24
+    assert scores[whole].min() >= scores[~whole].max()
+    assert unstructured(torch.zeros(3, 4), 0.5, by_row=True).sum() == 6, "ties count too"
+    assert unstructured(scores, 0, by_row=False).all()
+
+
+def test_n_of_every_m_stay():
+    scores = magnitude(random())
+    kept = structured(scores, 2, 4)
+    for group, mask in zip(scores.reshape(-1, 4), kept.reshape(-1, 4), strict=True):
+        assert sorted(group[mask].tolist()) == sorted(group.tolist())[2:]
+    with pytest.raises(ValueError, match="rows of 6 weights do not divide into groups of 4"):
+        structured(random(4, 6), 2, 4)
+
+
+def test_wanda_weighs_by_the_input_and_norms_are_those_of_the_linear():
+    weight = random()
+    assert torch.equal(wanda(weight, torch.ones(8)), magnitude(weight))
+    kept = unstructured(wanda(weight, torch.tensor([9.0, 9, 9, 9, 0, 0, 0, 0])), 0.5, by_row=True)
+    assert torch.equal(kept, torch.arange(8).expand(6, 8) < 4)
+    model, found = tiny(), {}
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _module, x: found.update(x=x[0]))
+    norms = input_norms(model, list(tokens().split(1)))
+    with torch.no_grad():
+        model(tokens())
+    expected = found["x"].flatten(0, 1).norm(dim=0)
+    torch.testing.assert_close(norms["model.layers.1.mlp.down_proj"], expected, rtol=1e-4, atol=1e-5)
+    assert "lm_head" not in norms
+
+
+def test_masks_are_stored_to_the_bit(tmp_path: Path):
+    masks = {"a": random(3, 5) > 0, "b.c": random(7, 9, seed=1) > 0.5}
+    save_masks(masks, tmp_path)
+    read = load_masks(tmp_path)
+    assert read.keys() == masks.keys()
+    assert all(torch.equal(read[name], masks[name]) for name in masks)
+    with pytest.raises(UserError, match="does not say which weights were pruned"):
+        load_masks(tmp_path / "other")
+
+
+def adapted(kind: str, rank: int = 2) -> AdaptedLinear:
+    linear, mask = nn.Linear(8, 6), random(seed=2) > 0
+    linear.weight.data.masked_fill_(~mask, 0)
+    return AdaptedLinear(linear, mask, kind, rank, 2.0, seed=0)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_starts_as_the_identity(kind: str):
+    module, x = adapted(kind), random(3, seed=5)
+    torch.testing.assert_close(module(x), module.linear(x))
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_merging_is_exact_where_it_should_be_and_keeps_zeros(kind: str):
+    module, x = adapted(kind), random(3, seed=5)
+    with torch.no_grad():
+        for number, parameter in enumerate((module.left, module.right)):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+        trained, mask = module(x), module.mask
+        merged = module.merged()
+    assert merged.weight[~mask].count_nonzero() == 0
+    assert merged.weight[mask].count_nonzero() == mask.sum()
+    same = torch.allclose(merged(x), trained, atol=1e-5)
+    assert same == (kind != "lora_prune"), "plain LoRA loses what it learnt where weights were pruned"
+
+
+def test_full_rank_and_no_sparsity_can_become_any_weight():
+    module = AdaptedLinear(nn.Linear(8, 6), torch.ones(6, 8, dtype=torch.bool), "mask_lora", 8, 1.0, seed=0)
+    target = random(seed=9)
+    with torch.no_grad():
+        module.left.copy_((target - module.linear.weight) @ torch.linalg.pinv(module.right))
+        torch.testing.assert_close(module.merged().weight, target, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_not_zero_is_noticed():
+    linear = nn.Linear(8, 6)
+    with pytest.raises(StageError, match="pruned weights of x are not zero"):
+        require_pruned({"x": linear}, {"x": random() > 0})
+
+
+def test_a_model_is_adapted_and_merged_in_place():
+    model = tiny("qwen3")
+    with torch.no_grad():
+        before = model(tokens()).logits
+    names = set(model.state_dict())
+    masks = {name: torch.ones_like(linear.weight, dtype=torch.bool) for name, linear in decoder_linears(model).items()}
+    adapt(model, masks, "mask_lora", 2, 2.0)
+    assert sum(isinstance(module, AdaptedLinear) for module in model.modules()) == 21
+    merge(model)
+    assert set(model.state_dict()) == names
+    with torch.no_grad():
+        assert torch.equal(model(tokens()).logits, before)
+
+
+def prune(given: dict, directory: Path, **params) -> Context:
+    stage = CompressPrune(PruneParameters(**params))
+    stage.check(given)
+    context = Context(given, out=directory / "out", scratch=directory / "scratch")
+    stage.run(context)
+    return context
+
+
+def perp(given: dict, directory: Path, **params) -> dict[str, float]:
+    stage = CompressPerp(PerpParameters(**{**QUICK, "rank": 4, **params}))
+    stage.preflight()
+    stage.check(given)
+    context = Context(given, out=directory / "out", scratch=directory / "scratch", seed=1)
+    stage.run(context)
+    return context.results
+
+
+@pytest.fixture(scope="module")
+def pruned(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:  # noqa: F811
+    root = tmp_path_factory.mktemp("pruned")
+    given = {"model": inputs["teacher"], "data": inputs["data"], "heldout": inputs["heldout"]}
+    context = prune(given, root, sparsity=0.6)
+    return {
+        **given,
+        "parent": given["model"],
+        "model": Model(root / "out/model"),
+        "kl": context.results["kl_to_parent"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "sparsity"),
+    [({}, 0.5), ({"method": "magnitude", "sparsity": 0.25}, 0.25), ({"pattern": (1, 4)}, 0.75), ({"sparsity": 0}, 0)],
+)
+def test_the_stage_prunes_as_much_as_asked_for(inputs: dict, tmp_path: Path, params: dict, sparsity: float):  # noqa: F811
+    given = {"model": inputs["teacher"], "data": inputs["data"], "heldout": inputs["heldout"]}
+    found = prune(given, tmp_path, **params).results
+    assert found["sparsity"] == pytest.approx(sparsity, abs=0.01)
+    assert (found["kl_to_parent"] == 0) == (sparsity == 0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    masks = load_masks(tmp_path / "out/model")
+    assert require_pruned(decoder_linears(model), masks) == found["sparsity"]
+    assert len(Report(tmp_path / "out/report").content["details"]["sparsity"]) == len(masks) == 28
+
+
+def test_wanda_loses_less_than_magnitude_where_inputs_are_uneven():
+    weight, inputs_NI = random(32, 64), random(200, 64, seed=3) * torch.logspace(-2, 2, 64)
+    scores = {"wanda": wanda(weight, inputs_NI.norm(dim=0)), "magnitude": magnitude(weight)}
+    errors = {
+        name: (inputs_NI @ (weight * ~unstructured(score, 0.5, by_row=True)).T).norm() for name, score in scores.items()
+    }
+    assert errors["wanda"] < 0.2 * errors["magnitude"]
+
+
+@pytest.mark.parametrize("adapter", ["none", *ADAPTERS])
+def test_retraining_recovers_and_keeps_every_zero(pruned: dict, tmp_path: Path, adapter: str):
+    found = perp(pruned, tmp_path, adapter=adapter, tokens=12 * STEP)
+    assert found["kl_to_parent"] < pruned["kl"]
+    masks = [load_masks(path) for path in (pruned["model"].path, tmp_path / "out/model")]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+    model = load_model(tmp_path / "out/model", dtype=torch.float32)
+    assert require_pruned(decoder_linears(model), masks[0]) == found["sparsity"]
+    assert found["trained_share"] < (0.05 if adapter == "none" else 0.6)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS[:2])
+def test_layers_are_rebuilt_one_by_one(pruned: dict, tmp_path: Path, adapter: str):
+    found = perp(pruned, tmp_path, adapter=adapter, objective="layers", tokens=12 * STEP)
+    assert found["layer_error"] < found["initial_layer_error"] < 1
+    assert found["kl_to_parent"] < pruned["kl"]
+    model = load_model(tmp_path / "out/model", dtype=torch.float32)
+    assert require_pruned(decoder_linears(model), load_masks(pruned["model"].path)) == found["sparsity"]
+
+
+def test_the_error_of_a_layer_is_what_it_says(pruned: dict, tmp_path: Path):
+    recipe = Reconstruction.of(PerpParameters(rank=2, objective="layers"), Context(pruned, tmp_path, tmp_path))
+    recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
+    module, name = recipe.build(), "model.layers.1.mlp.up_proj"
+    ids, inputs_of = recipe.windows.stack([0, 1]), {}
+    recipe.dense.get_submodule(name).register_forward_pre_hook(lambda _module, x: inputs_of.update(x=x[0]))
+    with torch.no_grad():
+        found = module(recipe.dense, ids)[module.names.index(name)]
+    x = inputs_of["x"]
+    weights = [
+        load_model(pruned[role].path, dtype=torch.float32).get_submodule(name).weight for role in ("parent", "model")
+    ]
+    gaps = [(x @ (weights[0] - weights[1]).T).square().sum(-1), (x @ weights[0].T).square().sum(-1)]
+    torch.testing.assert_close(found, (gaps[0] / gaps[1]).sum())
+
+
+def test_what_did_not_help_is_put_back(pruned: dict, tmp_path: Path):
+    found = perp(pruned, tmp_path, objective="layers", tokens=2 * STEP, learning_rate=1.0, warmup_fraction=0)
+    linears = decoder_linears(load_model(tmp_path / "out/model", dtype=torch.float32)).values()
+    adapters = sum(sum(linear.weight.shape) * 4 for linear in linears)
+    assert found["trained_parameters"] == adapters
+    assert found["layer_error"] <= found["initial_layer_error"]
+    assert found["kl_to_parent"] < 3 * pruned["kl"]
+
+
+def test_only_what_is_asked_for_trains(pruned: dict, tmp_path: Path):
+    def trainable(**params) -> set[str]:
+        recipe = Retraining.of(PerpParameters(rank=2, precision="fp32", **params), Context(pruned, tmp_path, tmp_path))
+        recipe._worker = type("W", (), {"dtype": torch.float32})()
+        return {name.split(".")[-1] for name, p in recipe.build().named_parameters() if p.requires_grad}
+
+    assert trainable(adapter="none") == {"weight"}, "of norms"
+    assert trainable() == {"weight", "left", "right"}
+    assert trainable(vectors=False) == {"left", "right"}
+
+
+def test_what_cannot_be_pruned_or_retrained_is_refused(inputs: dict, pruned: dict, tmp_path: Path):  # noqa: F811
+    with pytest.raises(UserError, match="measures the inputs of linears on text, and there is none"):
+        CompressPrune(PruneParameters()).check({"model": inputs["teacher"]})
+    with pytest.raises(UserError, match="do not divide into groups of 7"):
+        prune({"model": inputs["teacher"]}, tmp_path, method="magnitude", pattern=(2, 7))
+    with pytest.raises(ValidationError, match="keeps all of every 4"):
+        PruneParameters(pattern=(4, 4))
+    with pytest.raises(ValidationError, match="leave nothing to train"):
+        PerpParameters(vectors=False, adapter="none")
+    with pytest.raises(UserError, match="does not say which weights were pruned"):
+        CompressPerp(PerpParameters()).check({**pruned, "model": inputs["teacher"]})
+    other = Model(tiny_model(tmp_path / "other", vocab_size=400))
+    alone = {name: value for name, value in pruned.items() if name != "parent"}
+    with pytest.raises(UserError, match="that model is not given"):
+        CompressPerp(PerpParameters(objective="layers")).check(alone)
+    with pytest.raises(UserError, match="vocabulary of 400"):
+        CompressPerp(PerpParameters()).check({**pruned, "parent": other})
