@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -124,9 +125,10 @@ class RayExecutor:
             self.left = leftovers.end_in_cluster(ray.get_runtime_context().get_job_id())
 
     def _on_loss(self, what: str) -> None:
-        """Wake the thread that waits: Ray would let it wait on."""
+        """Wake the thread that waits: Ray would let it wait on. A run in a shell's background ignores Ctrl-C."""
         self.lost = f"{what} has died"
-        _thread.interrupt_main()
+        heard = callable(signal.getsignal(signal.SIGINT))
+        _thread.interrupt_main(signal.SIGINT if heard else signal.SIGTERM)
 
     def _patience(self, until: float | None) -> float | None:
         moments = [self._deadline(request, began) for _, request, began in self.running.values()]
@@ -139,9 +141,19 @@ class RayExecutor:
 
     def _deliver(self, arrived: bool) -> None:
         if arrived:
-            for name, event in ray.get(self.events):
-                self._hear(name, event)
+            self._hear_all(self.events)
             self.events = self.channel.drain.remote()
+
+    def _deliver_rest(self) -> None:
+        """Deliver all that was ever sent: the drain that is under way may have taken some of it already."""
+        self.channel.wake.remote()
+        self._hear_all(self.events)
+        self._hear_all(self.channel.take.remote())
+        self.events = self.channel.drain.remote()
+
+    def _hear_all(self, events: Any) -> None:
+        for name, event in ray.get(events):
+            self._hear(name, event)
 
     def _hear(self, name: str, event: Event) -> None:
         began = event["event"] == BEGAN
@@ -151,9 +163,10 @@ class RayExecutor:
 
     def _finish(self, reference: Any) -> Finished:
         name, _, _ = self.running.pop(reference)
+        self._deliver_rest()
         self.waits.ended(name)
         try:
-            result = ray.get(reference)
+            return Finished(name, ray.get(reference))
         except ray.exceptions.OutOfMemoryError:
             told = "its process was stopped because the machine ran out of memory"
             return Finished(name, failure=told, out_of_memory=True)
@@ -161,9 +174,6 @@ class RayExecutor:
             return Finished(name, failure="its process died (killed, or crashed in native code)")
         except ray.exceptions.RayError as error:
             return Finished(name, failure=f"lost: {str(error).strip().splitlines()[-1]}")
-        for event_name, event in ray.get(self.channel.take.remote()):
-            self._hear(event_name, event)
-        return Finished(name, result)
 
     def _overdue(self) -> list[Finished]:
         now = time.monotonic()
@@ -204,6 +214,10 @@ class _Channel:
 
     async def push(self, name: str, event: Event) -> None:
         self.events.append((name, event))
+        self.some.set()
+
+    async def wake(self) -> None:
+        """End the drain that waits, with what there is."""
         self.some.set()
 
     async def drain(self) -> list[tuple[str, Event]]:

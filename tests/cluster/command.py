@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,10 +24,21 @@ class Regraft:
     directory: Path
     variables: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The command as a process that goes on; its output is in the file `output`."""
+    def start(self, *arguments: str, in_background: bool = False) -> subprocess.Popen[str]:
+        """The command as a process that goes on; its output is in the file `output`.
+
+        `in_background`, as a shell without job control starts it, it ignores Ctrl-C; else not, whatever we do.
+        """
+        answer = signal.SIG_IGN if in_background else signal.SIG_DFL
         with self.output_file.open("a") as output:
-            return subprocess.Popen(self._command(arguments), stdout=output, stderr=output, text=True, **self._place())
+            return subprocess.Popen(
+                self._command(arguments),
+                stdout=output,
+                stderr=output,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, answer),
+                **self._place(),
+            )
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command to its end."""

@@ -89,9 +89,9 @@ def test_what_a_killed_driver_left_is_ended_by_the_next_run(regraft: Regraft):
     assert regraft.states(regraft.runs[-1]) == {"a": "cached", "s": "done"}
 
 
-@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
-def test_when_the_local_head_dies_the_run_says_so_and_can_be_resumed(regraft: Regraft, part: str):
-    driver = regraft.start("run", regraft.write(SLOW), "--no-track", "--view", "lines")
+@pytest.mark.parametrize(("part", "in_background"), [("gcs_server", True), ("raylet", False)])
+def test_when_the_local_head_dies_the_run_says_so_and_can_be_resumed(regraft: Regraft, part: str, in_background: bool):
+    driver = regraft.start("run", regraft.write(SLOW), "--no-track", "--view", "lines", in_background=in_background)
     run = regraft.await_event(event="stage-started", stage="s")
     for process in processes(run):
         if process.name() == part:

@@ -75,7 +75,11 @@ def test_verify_finds_damage(regraft, tmp_path):
 
 
 BAD = {
-    "no pipeline": (("run", "nothing"), "no pipeline 'nothing'", "shipped pipeline: evaluate, hybrid, quickstart"),
+    "no pipeline": (
+        ("run", "nothing"),
+        "no pipeline 'nothing'",
+        "shipped pipeline: evaluate, hybrid, quantize, quickstart",
+    ),
     "no file": (("run", "nothing.yaml"), "cannot read nothing.yaml", "check the path"),
     "bad file": (("validate", "p.yaml", "--set", "a.txt=1"), "unknown parameter 'txt'", "did you mean 'text'?"),
     "bad set": (("plan", "p.yaml", "--set", "b.text"), "expected NAME=VALUE", "--set params.tokens"),

@@ -37,7 +37,7 @@ def test_no_secret_reaches_the_database_or_the_artifacts(store: Path) -> None:
         },
         command=f"regraft run x --set params.token={SECRETS['command']} --password {SECRETS['command']}",
         machine={"env": {"WANDB_API_KEY": SECRETS["environment"]}},
-        resolved=f"name: secret\nstages:\n  fetch:\n    with: {{hub_token: {SECRETS['yaml']}}}\n",
+        resolved={"name": "secret", "stages": {"fetch": {"with": {"hub_token": SECRETS["yaml"]}}}},
     )
     writer.begin("fetch")
     writer.knows("a.data", _dataset(f"https://joe:{SECRETS['uri']}@data.example/x"))

@@ -24,14 +24,16 @@ STAGES = [
     stage("speed", "evaluate.speed", "teacher", "student"),
     stage("far", "evaluate.distance", "student", "int4"),
 ]
-RESOLVED = """
-stages:
-  int4:
-    inputs: {model: student.model}
-    expect: {perplexity_ratio: < 2, kl_to_parent: < 1}
-    seed: 17
-  far: {inputs: {parent: student.model, child: int4.model}}
-"""
+RESOLVED = {
+    "stages": {
+        "int4": {
+            "inputs": {"model": "student.model"},
+            "expect": {"perplexity_ratio": "< 2", "kl_to_parent": "< 1"},
+            "seed": 17,
+        },
+        "far": {"inputs": {"parent": "student.model", "child": "int4.model"}},
+    }
+}
 
 
 @pytest.fixture
