@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.format import MARKS, format_metrics
 from pipelines.cli.tables import grid
 from pipelines.journal import Journal, list_runs
@@ -39,7 +39,7 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
         }
         print(json.dumps({"run": view.started["run"], "state": view.state, "stages": stages}, indent=2))
         return
-    console = Console(highlight=False)
+    console = new_console()
     console.print(f"{view.started['run']}: {_told(store, view)}\n", markup=False)
     table = grid("", "stage", "method", "", "time", "result")
     for stage in view.stages.values():
@@ -130,4 +130,4 @@ def _show_runs(store: Store, *, as_json: bool) -> None:
         clock = format_duration(row["seconds"]) if row["seconds"] is not None else ""
         stages = ", ".join(f"{count} {state}" for state, count in row["stages"].items())
         table.add_row(row["run"], Text(row["state"], MARKS.get(row["state"], ("", ""))[1]), clock, stages)
-    Console(highlight=False).print(table)
+    new_console().print(table)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.tables import grid
 from pipelines.housekeeping.alive import find_alive
 from pipelines.housekeeping.catalogue import Catalogue
@@ -36,7 +37,7 @@ def show_gc(store: Store, policy: Policy, *, remove: bool, as_json: bool, again:
     if as_json:
         print(json.dumps({"removed": swept is not None, "items": [_plain(item) for item in items]}, indent=2))
         return
-    console = Console(highlight=False)
+    console = new_console()
     console.print(*_groups(items), sep="\n")
     print(f"\n{_summary(items, swept, again)}")
 
@@ -133,7 +134,7 @@ def show_tags(store: Store, *, as_json: bool) -> None:
     table = grid("tag", "", "stands for", "since")
     for tag in tags.values():
         table.add_row(tag.name, tag.kind, tag.target, time.strftime("%Y-%m-%d %H:%M", time.localtime(tag.time)))
-    Console(highlight=False).print(table)
+    new_console().print(table)
 
 
 def print_export(exported: Exported) -> None:

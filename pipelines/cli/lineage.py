@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.ancestry import Ancestry, Edge, Step
+from pipelines.cli.console import new_console
 from pipelines.cli.format import LEADING, format_metrics
 from pipelines.spec.quantities import format_bytes, format_duration
 
@@ -41,7 +41,7 @@ def show_lineage(store: str, what: str, *, as_json: bool) -> None:
         content = {**found.ancestry.to_json(), "found_by": found.by, "differs": list(found.differs)}
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = new_console()
     console.print(draw(found.ancestry))
     for text in found.differs[:12]:
         console.print(Text(f"not as published: {text}", "yellow"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
+from pipelines.cli.console import new_console
 from pipelines.cli.tables import figure_tables, print_failures, result_table
 from pipelines.result import RunResult
 from pipelines.spec.pipeline import Pipeline
@@ -16,7 +15,7 @@ from pipelines.store import Store
 
 def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments: str, *, smoke: bool = False) -> None:
     """The summary; `arguments` are those that name this pipeline again. Figures of a smoke run are not compared."""
-    console = Console(highlight=False)
+    console = new_console()
     console.print()
     console.print(result_table(pipeline, result))
     for table in [] if smoke else figure_tables(pipeline, result):

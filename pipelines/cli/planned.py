@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.planning import Problems
 from pipelines.cli.tables import grid
 from pipelines.durations import Expected
@@ -26,7 +27,7 @@ VERDICTS: Final = {"cached": "HIT", "run": "RUN", "unknown": "RUN?", "kept": "KE
 
 def print_plan(plan: Plan, expected: Expected, problems: Problems, *, why: bool) -> None:
     """Print the plan: a line a stage, or with `why` every reason in full."""
-    console = Console(highlight=False)
+    console = new_console()
     console.print(_reasons(plan, expected, problems) if why else _table(plan, expected, problems))
     console.print(Text(f"\n{_summary(plan, expected)}", "dim"))
     if any(len(step.why) > (2 if step.state == "kept" else 1) for step in plan.steps.values()) and not why:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.tables import grid
 from pipelines.reasons import as_written
 from pipelines.spec.inputs import describe
@@ -94,14 +95,14 @@ def _list() -> None:
     table = grid("method", "what it does")
     for method in registry.METHODS:
         table.add_row(method, (inspect.getdoc(registry.find(method)) or "").split("\n")[0])
-    console = Console(highlight=False)
+    console = new_console()
     console.print(table)
     console.print("\nregraft methods METHOD documents one", markup=False)
 
 
 def _document(name: str, stage: type[Stage]) -> None:
     about = describe_method(stage)
-    console = Console(highlight=False)
+    console = new_console()
     console.print(Text(name, "bold"))
     for paragraph in about["summary"].split("\n\n"):
         console.print(Text(" ".join(paragraph.split()) + "\n"))

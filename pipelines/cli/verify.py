@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.tables import grid
 from pipelines.spec.quantities import format_bytes
 from pipelines.store import Manifest, Store
@@ -30,7 +31,7 @@ class Damaged:
 
 def verify(store: Store, *, repair: bool) -> bool:
     """Read everything, print what is damaged; whether all is whole, or has been put aside."""
-    console = Console(highlight=False)
+    console = new_console()
     artifacts = list(store.manifests())
     size = sum(_size(manifest) for _, manifest in artifacts)
     damaged = list(_find_damage(store, artifacts, size, console))

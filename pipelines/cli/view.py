@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli.console import new_console
 from pipelines.cli.format import MARKS, format_metrics
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
@@ -190,4 +191,4 @@ def own_console() -> Console:
     """A console on a copy of stdout, which redirections made later do not touch."""
     sys.stdout.flush()
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-    return Console(file=stream, highlight=False)
+    return new_console(stream)

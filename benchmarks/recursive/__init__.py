@@ -1,0 +1,1 @@
+"""What leaving early gains when tokens of all loops share a batch."""
