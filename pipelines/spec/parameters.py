@@ -37,5 +37,6 @@ def _tell(reader: Reader, stage: type[Stage], path: Path, found: Any) -> None:
         reader.tell(path, f"missing parameter {name!r}", (field.description if field else "") or "")
     else:
         message = found["msg"].removeprefix("Value error, ")
-        text = f"parameter {name!r}: {message[0].lower()}{message[1:]}, found {found['input']!r}"
-        reader.tell((*path, *where), text)
+        told = f"{message[0].lower()}{message[1:]}"
+        one = f"parameter {name!r}: {told}, found {found['input']!r}"
+        reader.tell((*path, *where), one if where else f"parameters that do not fit each other: {told}")

@@ -155,6 +155,19 @@ stages:
     assert "input 'data' takes a dataset of tokens, teacher.model is a model" in told
 
 
+def test_parameters_that_do_not_fit_each_other_are_told_without_a_name():
+    told = problems(
+        "name: x\nstages:\n"
+        "  teacher: {uses: source.model, with: {model: ./m}}\n"
+        "  text: {uses: source.dataset, with: {dataset: ./d}}\n"
+        "  data: {uses: data.prepare, inputs: {text: text, model: teacher}}\n"
+        "  student:\n    uses: distill.logits\n    inputs: {teacher: teacher, data: data.train}\n"
+        "    with: {kl_weight: 0, ce_weight: 0}\n"
+    )
+    assert "f.yaml:9:11: parameters that do not fit each other: kl_weight and ce_weight are both 0" in told
+    assert "found" not in told
+
+
 def test_all_problems_are_told_at_once_in_order():
     text = GOOD.replace("seed: 3", "sed: 3").replace("timeout: 1h30m", "timeout: soon").replace("last: b", "last: bb")
     told = problems(text)
