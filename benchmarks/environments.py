@@ -13,6 +13,28 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft-benchmarks"
 
 
+def ensure_beside(cache: Path, package: str, version: str) -> Path:
+    """A directory for `PYTHONPATH` with `package==version` alone; what it needs is taken from this environment."""
+    place = cache / f"{package}-{version}-alone"
+    if not (place / "ready").exists():
+        print(f"installing {package} {version} into {place} (once)", file=sys.stderr)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--upgrade",
+        ]
+        done = subprocess.run([*pip, "--target", str(place), f"{package}=={version}"], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{package} {version} cannot be installed here:\n{done.stderr[-3000:]}")
+        (place / "ready").touch()
+    return place
+
+
 def ensure(cache: Path, package: str, version: str) -> Path:
     """The `bin` directory of an environment with `package==version`; it is made when it is not there yet."""
     environment = cache / f"{package}-{version}"

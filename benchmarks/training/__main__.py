@@ -1,6 +1,10 @@
-"""Our loop against the Hugging Face `Trainer`: same model, batches, optimiser and precision, alternating in one run.
+"""Our loop against the Hugging Face `Trainer`, and against TRL: same model, batches, optimiser and precision, in turns.
 
     python -m benchmarks.training [--model DIRECTORY] [--steps 6] [--repetitions 3] [--precision fp32]
+    python -m benchmarks.training --task kd
+
+`lm` is next-token training beside the `Trainer`. `kd` is distillation by forward KL into two thirds of the same model's
+layers, beside TRL's GKD trainer (which is installed once below `--cache`), and from a cache of the teacher.
 
 Every measurement is a fresh process that trains a few steps and prints one line of JSON. The first step warms up and is
 not counted. Without `--model` a random Llama of 21 million parameters is made; with it, any Hugging Face directory.
@@ -19,14 +23,18 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-CONTENDERS = ("regraft", "transformers")
+from benchmarks.environments import default_cache, ensure_beside
+
+TRL = "1.16.0"
+CONTENDERS = {"lm": ("regraft", "transformers"), "kd": ("regraft", "regraft cache", "trl")}
+"""The last of each is what the others are compared with."""
 COLUMNS = {
     "tokens_per_second": "tokens/s",
     "cpu_ms_per_token": "CPU ms/token",
     "peak_gib": "GiB peak RSS",
     "last_loss": "last loss",
 }
-"""What is measured, and its heading; the ratio is that of medians to the `Trainer`'s."""
+"""What is measured, and its heading; the ratio is that of medians."""
 
 
 def main() -> None:
@@ -35,9 +43,11 @@ def main() -> None:
         work = Path(directory)
         model = options.model or _make_model(work / "model")
         _make_data(work / "data", model, options)
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        options.student = _make_student(work / "student", model) if options.task == "kd" else model
+        contenders = CONTENDERS[options.task]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for number in range(options.repetitions):
-            order = CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
+            order = contenders if number % 2 == 0 else contenders[::-1]
             for name in order:
                 found[name].append(_measure(name, model, work, options))
                 print(f"{number + 1}/{options.repetitions} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
@@ -46,6 +56,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=CONTENDERS, default="lm")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--steps", type=int, default=6, help="measured steps, after one that warms up")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -54,19 +65,40 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--zero-stage", type=int, default=0, help="of our loop")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="where TRL is installed")
     return parser.parse_args()
 
 
 def _measure(name: str, model: Path, work: Path, options: argparse.Namespace) -> dict[str, float]:
-    task = {"contender": name, "model": str(model), "data": str(work / "data")}
-    keys = ("steps", "precision", "batch", "micro_batch", "length", "zero_stage")
+    task = {"contender": name, "model": str(model), "student": str(options.student), "data": str(work / "data")}
+    keys = ("task", "steps", "precision", "batch", "micro_batch", "length", "zero_stage")
     task |= {key: getattr(options, key) for key in keys}
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         command = [sys.executable, "-m", "benchmarks.training.worker", json.dumps({**task, "scratch": scratch})]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(name, options))
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _environment(name: str, options: argparse.Namespace) -> dict[str, str]:
+    if name != "trl":
+        return dict(os.environ)
+    place = ensure_beside(options.cache, "trl", TRL)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(place)])}
+
+
+def _make_student(directory: Path, model: Path) -> Path:
+    import torch
+
+    from grafts.depth import keep_layers, num_kept_layers, uniform_layers
+    from grafts.loader import load_model, save_model
+
+    teacher = load_model(model, dtype=torch.float32)
+    depth = teacher.config.num_hidden_layers
+    kept = uniform_layers(depth, num_kept_layers(depth, 2 / 3))
+    save_model(keep_layers(teacher, kept), directory, tokenizer_from=model)
+    return directory
 
 
 def _make_model(directory: Path) -> Path:
@@ -88,18 +120,20 @@ def _print(found: dict[str, list[dict[str, float]]], model: Path, options: argpa
         ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "deepspeed", "accelerate"))
     )
     print(
-        f"{options.precision}, {options.steps} steps of {options.batch} x {options.length} tokens, micro-batch "
-        f"{options.micro_batch}, {'random Llama' if options.model is None else model.name}, "
+        f"{options.task}, {options.precision}, {options.steps} steps of {options.batch} x {options.length} tokens, "
+        f"micro-batch {options.micro_batch}, {'random Llama' if options.model is None else model.name}, "
         f"{options.repetitions} repetitions, ZeRO {options.zero_stage}\n"
     )
     for key, unit in COLUMNS.items():
         print(f"{unit:14} {'min':>10} {'median':>10} {'max':>10} {'ratio':>8}")
-        base = statistics.median(row[key] for row in found["transformers"])
-        for name in CONTENDERS:
+        base = statistics.median(row[key] for row in list(found.values())[-1])
+        for name in found:
             values = [row[key] for row in found[name]]
             middle = statistics.median(values)
             print(f"{name:14} {min(values):10.4g} {middle:10.4g} {max(values):10.4g} {middle / base:8.3f}")
         print()
+    if "regraft cache" in found:
+        print(f"the cache has {found['regraft cache'][-1]['cache_bytes_per_token']:.0f} bytes a token")
 
 
 if __name__ == "__main__":
