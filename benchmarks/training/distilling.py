@@ -10,8 +10,9 @@ import torch
 from benchmarks.training.measuring import SEED, Listener, arguments, clocks, in_our_order, result, training
 from grafts.loader import load_model
 from stages.artifacts import Dataset, Model
-from stages.distill.cache import DistillCache
+from stages.distill.cache import CacheParameters, DistillCache
 from stages.distill.logits import DistillLogits
+from stages.distill.settings import DistillParameters
 from stages.stage import Context
 
 
@@ -23,7 +24,7 @@ def measure_online(task: dict[str, Any]) -> dict[str, float]:
 def measure_cached(task: dict[str, Any]) -> dict[str, float]:
     """`distill.logits` with the 64 likeliest tokens at each position; the teacher has gone before the clock starts."""
     out = Path(task["scratch"]) / "said"
-    stage = DistillCache(DistillCache.Params(top_k=64))
+    stage = DistillCache(CacheParameters(top_k=64))
     inputs = {"teacher": Model(Path(task["model"])), "data": Dataset(Path(task["data"]))}
     stage.run(Context(inputs, out=out, scratch=out / "scratch", seed=SEED))
     said = Dataset(next(path for path in out.iterdir() if list(path.glob("*.parquet"))))
@@ -36,7 +37,7 @@ def _measure(task: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
     heard, scratch = Listener(), Path(task["scratch"])
     inputs = {"teacher": Model(Path(task["model"])), "student": Model(Path(task["student"]))}
     inputs |= {"data": Dataset(Path(task["data"])), **more}
-    stage = DistillLogits(DistillLogits.Params(**training(task)))
+    stage = DistillLogits(DistillParameters(**training(task)))
     stage.run(Context(inputs, out=scratch / "out", scratch=scratch / "work", seed=SEED, emit=heard))
     return result(task, heard.ends, heard.losses)
 
@@ -44,7 +45,7 @@ def _measure(task: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
 def measure_trl(task: dict[str, Any]) -> dict[str, float]:
     """TRL's GKD trainer, never on policy, at the β where its divergence is the forward KL."""
     from transformers import AutoTokenizer, TrainerCallback
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer  # type: ignore[import-not-found]
 
     ends = []
 
