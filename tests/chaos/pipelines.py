@@ -23,7 +23,7 @@ stages:
   first: {uses: "tests.toy:Write", with: {text: abc}}
   left: {uses: "tests.chaos.stages:Steps", inputs: {text: first}, with: {count: 6}}
   train: {uses: "tests.chaos.stages:Steps", inputs: {text: left}, with: {count: 15}, retries: RETRIES}
-  right: {uses: "tests.toy:Copy", inputs: {text: first}}
+  right: {uses: "tests.toy:Copy", inputs: {text: first}, retries: RETRIES}
   join: {uses: "tests.toy:Join", inputs: {texts: [left, right], last: train}}
   last: {uses: "tests.toy:Copy", inputs: {text: join}, with: {mark: "!"}}
 """,
