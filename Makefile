@@ -2,6 +2,7 @@
 # make test         install into .venv and run the tests
 # make test-cluster the tests that start several Ray nodes and kill what runs on them
 # make lint         ruff and the type checker
+# make docs         the documentation as a site, in build/site
 # Both are safe to repeat; an unchanged pyproject.toml is not installed again.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: quickstart test test-cluster lint format clean
+.PHONY: quickstart test test-cluster lint format docs clean
 
 quickstart: $(VENV)/ready
 	@$(BIN)/regraft run pipelines/quickstart.yaml
@@ -31,6 +32,10 @@ lint: $(VENV)/ready-test
 format: $(VENV)/ready-test
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/ready-test
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open build/site/index.html; or: $(BIN)/python -m mkdocs serve"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

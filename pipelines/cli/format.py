@@ -8,7 +8,16 @@ from typing import Final
 
 from pipelines.spec.quantities import format_bytes, format_duration
 
-LEADING: Final = ("perplexity", "bits_per_byte", "kl_to_parent", "perplexity_ratio", "top1_agreement", "loss")
+LEADING: Final = (
+    "success",
+    "f1",
+    "perplexity",
+    "bits_per_byte",
+    "kl_to_parent",
+    "perplexity_ratio",
+    "top1_agreement",
+    "loss",
+)
 
 MARKS: Final = {
     "waiting": ("·", "dim"),

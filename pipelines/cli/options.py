@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 SHIPPED: Final = Path(__file__).resolve().parent.parent
 
 PipelineFile = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, or the name of a shipped one.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Replace one value of the file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Replace one value of the file; budget=NAME, many."),
+]
 StoreAt = Annotated[
     str, typer.Option("--store", envvar="REGRAFT_STORE", help="Where artifacts live: path or fsspec URL.")
 ]
@@ -45,10 +49,13 @@ FailFast = Annotated[
 
 def load_pipeline(pipeline: str, overrides: list[str] | None) -> Pipeline:
     """The pipeline that `pipeline` means, with `overrides`. Raises UserError with every problem in it."""
+    from pipelines.spec.budgets import with_budgets
     from pipelines.spec.load import load
 
     see_working_directory()
-    return load(find_pipeline(pipeline), tuple(overrides or ()))
+    file = find_pipeline(pipeline)
+    asked = tuple(overrides or ())
+    return replace(load(file, with_budgets(file, asked)), asked=asked)
 
 
 def selection_of(

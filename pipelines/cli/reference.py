@@ -113,7 +113,7 @@ def _document(name: str, stage: type[Stage]) -> None:
         for key, text in about[title].items():
             print(f"  {key}: {text}")
         print()
-    for group, meaning in _GROUPS.items():
+    for group, meaning in GROUPS.items():
         found = {key: item for key, item in about["parameters"].items() if item["identity"] == group}
         if found:
             console.print(Text(f"parameters, {group}: {meaning}", "dim"))
@@ -121,7 +121,7 @@ def _document(name: str, stage: type[Stage]) -> None:
             _print_parameter(console, key, parameter)
 
 
-_GROUPS: Final = {
+GROUPS: Final = {
     "identity": "they decide the result, and a change makes it anew",
     "execution": "how the work is done; a change reruns nothing",
     "cosmetic": "what people see; a change reruns nothing",

@@ -115,6 +115,7 @@ def _tell_drift(name: str, asked: RunRequest) -> None:
 
 
 def _arguments(store: Store, pipeline: Pipeline, selection: Selection) -> str:
-    same = [pipeline.file, *(part for text in pipeline.overrides for part in ("--set", text)), *selection.arguments()]
+    texts = pipeline.asked or pipeline.overrides
+    same = [pipeline.file, *(part for text in texts for part in ("--set", text)), *selection.arguments()]
     default = store.root == Path.cwd() / ".regraft"
     return shlex.join(same if default else [*same, "--store", store.location])

@@ -66,7 +66,7 @@ class _Loader:
         if self.document.problems:
             return None
         text = "\n".join(self.document.lines)
-        return Pipeline(name, description, self.document.file, self.seed, stages, dict(params), overrides, text)
+        return Pipeline(name, description, self.document.file, self.seed, stages, dict(params), overrides, text=text)
 
     def _name(self, root: Located) -> str:
         name = root.get("name")

@@ -72,7 +72,9 @@ class Pipeline:
     stages: Mapping[str, StageSpec]
     params: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
-    """The `--set` texts that were applied, as given."""
+    """The `--set` texts that were applied."""
+    asked: tuple[str, ...] = ()
+    """The same as somebody wrote them, with a budget by its name; for what is told, not for what is done."""
     text: str = ""
     """The file as it was read, without them."""
 

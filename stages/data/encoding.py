@@ -3,44 +3,111 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from stages.artifacts import Model
+from stages.data.corpus import read_documents
+from stages.data.screening import document_digest
 from stages.errors import UserError
 
 Separator = Literal["eos", "blank-line"]
+ENCODED_CHARACTERS: Final = 2**19
+"""Characters encoded at once: a tokenizer takes some hundred bytes a token meanwhile."""
 
 
 class Encoder:
-    """Encodes documents without special tokens, padding or truncation."""
+    """Encodes documents without special tokens, padding or truncation, with the tokenizer in a model's directory."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def encode(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-        """For each text its token ids, and the character where each token starts."""
-        found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in found]
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The token ids of each text, int32."""
+        found = (self._tokenizer.encode_batch_fast(some, add_special_tokens=False) for some in _runs(texts))
+        return [np.array(encoding.ids, np.int32) for encodings in found for encoding in encodings]
+
+    def bytes_before(self, text: str, token: int) -> int:
+        """UTF-8 bytes of `text` before its token of index `token`."""
+        start, _ = self._tokenizer.encode(text, add_special_tokens=False).offsets[token]
+        return len(text[:start].encode())
 
     def separator(self, kind: Separator) -> tuple[list[int], int]:
         """The ids that stand between documents and the UTF-8 bytes of text they stand for."""
         if kind == "blank-line":
-            return self.encode(["\n\n"])[0][0], 2
+            return self.encode(["\n\n"])[0].tolist(), 2
         token = self._eos_token()
         found = self._tokenizer.token_to_id(token) if token else None
         if found is None:
             raise UserError(
-                f"the tokenizer in {self._model.path} has no end-of-text token (eos_token: {token!r})",
+                f"the tokenizer in {self._directory} has no end-of-text token (eos_token: {token!r})",
                 fix="set separator: blank-line",
             )
         return [found], 0
 
     def _eos_token(self) -> str:
-        file = self._model.path / "tokenizer_config.json"
+        file = self._directory / "tokenizer_config.json"
         declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token") if file.exists() else None
         return str(declared.get("content", "") if isinstance(declared, dict) else declared or "")
+
+
+def _runs(texts: list[str]) -> Iterator[list[str]]:
+    """`texts` in runs of about `ENCODED_CHARACTERS`."""
+    start = size = 0
+    for end, text in enumerate(texts, start=1):
+        size += len(text)
+        if size >= ENCODED_CHARACTERS or end == len(texts):
+            yield texts[start:end]
+            start, size = end, 0
+
+
+class EncodingTask(NamedTuple):
+    """Documents of a corpus to encode, and the share of all documents that is held out."""
+
+    corpus: Path
+    numbers: np.ndarray
+    model: Path
+    heldout_fraction: float
+
+
+class Encoded(NamedTuple):
+    """D documents: their ids one after another, and for each its number, tokens, UTF-8 bytes and side."""
+
+    ids: np.ndarray
+    """int32 [tokens]."""
+    numbers: np.ndarray
+    """[D], like those that follow."""
+    lengths: np.ndarray
+    num_bytes: np.ndarray
+    heldout: np.ndarray
+
+
+def encode_documents(task: EncodingTask) -> Encoded:
+    """Read and encode the documents of `task`."""
+    texts = read_documents(task.corpus, task.numbers.tolist())
+    found = encoder_of(task.model).encode(texts)
+    return Encoded(
+        np.concatenate(found),
+        task.numbers,
+        np.array([len(ids) for ids in found]),
+        np.array([len(text.encode()) for text in texts]),
+        np.array([is_heldout(text, task.heldout_fraction) for text in texts]),
+    )
+
+
+def is_heldout(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out side: a function of its text, whatever else the corpus holds."""
+    return int.from_bytes(document_digest(text, "split")[:8], "big") < fraction * 2**64
+
+
+@lru_cache(maxsize=2)
+def encoder_of(directory: Path) -> Encoder:
+    """The encoder of a model's directory, read once in a process."""
+    return Encoder(directory)

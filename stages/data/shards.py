@@ -14,11 +14,18 @@ SHARD_BYTES: Final = 256 * 2**20
 """Size of a shard in memory, above which the next one begins."""
 
 TEXT: Final = pa.schema([("text", pa.string())])
+IDS: Final = "input_ids"
+POSITIONS: Final = "position_ids"
 
 
-def tokens_schema(sequence_length: int) -> pa.Schema:
-    """The columns of packed tokens: `input_ids`, lists of int32 of one length."""
-    return pa.schema([pa.field("input_ids", pa.list_(pa.int32(), sequence_length))])
+def tokens_schema(sequence_length: int, apart: bool = False) -> pa.Schema:
+    """The columns of packed tokens: `input_ids`, lists of int32 of one length.
+
+    With `apart` also `position_ids`, the same of each token's place in its document: the documents of a window are
+    not to see each other.
+    """
+    names = [IDS, POSITIONS] if apart else [IDS]
+    return pa.schema([pa.field(name, pa.list_(pa.int32(), sequence_length)) for name in names])
 
 
 class ShardWriter:
@@ -42,10 +49,10 @@ class ShardWriter:
         """Append documents."""
         self._write(pa.table({"text": pa.array(texts, pa.string())}, schema=self._schema))
 
-    def write_windows(self, ids_NT: np.ndarray) -> None:
-        """Append windows of token ids, int32 [N, T]."""
-        column = pa.FixedSizeListArray.from_arrays(pa.array(ids_NT.reshape(-1), pa.int32()), ids_NT.shape[1])
-        self._write(pa.table({"input_ids": column}, schema=self._schema))
+    def write_windows(self, ids_NT: np.ndarray, positions_NT: np.ndarray | None = None) -> None:
+        """Append windows of token ids, int32 [N, T], with the position of each token where the schema has it."""
+        columns = {IDS: ids_NT} | ({} if positions_NT is None else {POSITIONS: positions_NT})
+        self._write(pa.table({name: _lists(values_NT) for name, values_NT in columns.items()}, schema=self._schema))
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
@@ -63,3 +70,7 @@ class ShardWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _lists(values_NT: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values_NT.reshape(-1), pa.int32()), values_NT.shape[1])

@@ -1,27 +1,40 @@
-"""`source.dataset`: bring documents into the pipeline from packages, a hub or local files, as a `text` dataset."""
+"""`source.dataset`: bring documents into the pipeline from packages, a hub, files or buckets, as a `text` dataset."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from stages.artifacts import Dataset, DatasetCard
+from stages.artifacts import Dataset, DatasetCard, Report, write_report
 from stages.errors import UserError
 from stages.source.generated import GENERATED_TEXT, generated_text, is_generated
 from stages.source.licence import card_licence, reference_licence
 from stages.source.locate import HubReference, hub_reference, listing, locate
+from stages.source.remote import RemoteFile, remote_files
 from stages.stage import EXECUTION, Context, Output, Parameters, Source, Stage
 
 if TYPE_CHECKING:
     from stages.source.documents import Document
 
-SUFFIXES: Final = frozenset({".jsonl", ".json", ".parquet", ".csv", ".txt"})
+RECORDS: Final = frozenset({".jsonl", ".json", ".parquet", ".csv"})
+"""Kinds of files that hold a document a record."""
+TEXTS: Final = frozenset(
+    {".txt", ".md", ".rst", ".tex", ".py", ".pyi", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".hpp"}
+    | {".go", ".rs", ".rb", ".sh", ".sql", ".r", ".jl"}
+)
+"""Kinds of files that are one document each."""
+SUFFIXES: Final = RECORDS | TEXTS
+SHOWN_FAULTS: Final = 20
+"""Bad rows that the report names."""
 BATCH_DOCUMENTS: Final = 1000
+AnyFile = TypeVar("AnyFile", Path, RemoteFile)
+Origin = HubReference | list[Path] | list[RemoteFile] | str
+"""A hub dataset, files here or elsewhere, or the name of what is generated."""
 
 
 class SourceDatasetParams(Parameters):
@@ -29,10 +42,11 @@ class SourceDatasetParams(Parameters):
 
     dataset: Annotated[str, EXECUTION]
     """`package:NAME/path/in/it` (a file shipped in an installed package), `hub:ORG/NAME@REVISION` (a commit or a tag),
-    a local file, directory or glob (.jsonl, .json, .parquet, .csv, .txt), which count by their content, or
-    `generated:text`, documents to try a pipeline with."""
+    a local file, directory or glob, which count by their content, a URL such as `s3://BUCKET/data/*.parquet`, whose
+    files count by their ETag, or `generated:text`, documents to try a pipeline with. .jsonl, .json, .parquet and .csv
+    files hold a document a record; .txt, .md and source code such as .py are a document a file."""
     text_field: str = "text"
-    """Field or column that holds the text. A .txt file is one document."""
+    """Field or column that holds the text, where files have fields."""
     config: str | None = None
     """Configuration of a hub dataset that has several."""
     split: str | None = None
@@ -41,6 +55,9 @@ class SourceDatasetParams(Parameters):
     """Documents to keep at most, from the front."""
     deduplicate: bool = True
     """Whether to drop documents that repeat an earlier one exactly."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a record that is no text (not JSON, another encoding, binary, no such field): stop and name it,
+    or count and report it. A file that is gone always stops."""
 
     def smoke(self) -> Self:
         """Generated documents."""
@@ -54,27 +71,32 @@ class Counts:
     read: int = 0
     empty: int = 0
     duplicates: int = 0
+    bad: int = 0
     kept: int = 0
     num_bytes: int = 0
+    faults: list[str] = field(default_factory=list)
+    """The first bad rows: file, place and what is wrong."""
 
 
 class SourceDataset(Stage):
-    """Read documents from an installed package, a hub or local files into a `text` dataset, in the order found.
+    """Read documents from a package, a hub, local files or a bucket into a `text` dataset, in the order found.
 
-    Empty documents are dropped, and exact repetitions as well unless told otherwise.
+    Empty documents are dropped, and exact repetitions as well unless told otherwise. All are counted: those read are
+    those kept, empty, repeated and bad.
     """
 
     Params = SourceDatasetParams
-    outputs: ClassVar[Mapping[str, Output]] = {"dataset": Output(Dataset, schema="text")}
-    metrics = ("documents", "bytes", "duplicates", "empty")
+    outputs: ClassVar[Mapping[str, Output]] = {"dataset": Output(Dataset, schema="text"), "report": Output(Report)}
+    metrics = ("documents", "bytes", "documents_read", "duplicates", "empty", "bad_rows")
     params: SourceDatasetParams
 
     def sources(self) -> Mapping[str, Source]:
-        """Every file that will be read, or the hub reference as written."""
+        """Every file that will be read (one elsewhere with its version), or the hub reference as written."""
         origin = self._origin()
         if not isinstance(origin, list):
             return {"dataset": str(origin)}
-        return {f"file-{number:05d}": file for number, file in enumerate(origin)}
+        files = (f"{file.url}@{file.version}" if isinstance(file, RemoteFile) else file for file in origin)
+        return {f"file-{number:05d}": file for number, file in enumerate(files)}
 
     def preflight(self) -> None:
         """Check that the files are there, and that hub parameters come with a hub dataset."""
@@ -93,7 +115,7 @@ class SourceDataset(Stage):
         out, counts = context.output("dataset"), Counts()
         batch: list[str] = []
         with ShardWriter(out, TEXT) as shards:
-            for text in self._kept(counts):
+            for text in self._kept(counts, context.scratch / "fetched"):
                 batch.append(text)
                 if len(batch) == BATCH_DOCUMENTS:
                     shards.write_texts(batch)
@@ -103,10 +125,14 @@ class SourceDataset(Stage):
                 shards.write_texts(batch)
         self._finish(context, counts)
 
-    def _kept(self, counts: Counts) -> Iterator[str]:
+    def _kept(self, counts: Counts, folder: Path) -> Iterator[str]:
         seen: set[bytes] = set()
-        for text in self._documents():
+        for where, document in self._documents(folder):
             counts.read += 1
+            if document.fault:
+                self._note(counts, where, document)
+                continue
+            text = document.text
             if text is None or not text.strip():
                 counts.empty += 1
                 continue
@@ -121,23 +147,46 @@ class SourceDataset(Stage):
             if counts.kept == self.params.limit:
                 return
 
-    def _documents(self) -> Iterator[Document]:
-        from stages.source.documents import read_file, read_hub
+    def _note(self, counts: Counts, where: Path | str, document: Document) -> None:
+        """Count a bad row, or raise UserError for it."""
+        if self.params.on_bad_row == "error":
+            raise UserError(
+                f"{where}{document.place} {document.fault}",
+                fix=document.fix or "mend the record, or set on_bad_row: skip to count such records and go on",
+            )
+        counts.bad += 1
+        if len(counts.faults) < SHOWN_FAULTS:
+            name = where.name if isinstance(where, Path) else where
+            counts.faults.append(f"{name}{document.place} {document.fault}".replace(f"{where}", name))
+
+    def _documents(self, folder: Path) -> Iterator[tuple[Path | str, Document]]:
+        """Every document with the file, or whatever else, that it is in."""
+        from stages.source.documents import Document, read_hub
 
         origin = self._origin()
         if isinstance(origin, str):
-            yield from generated_text()
+            yield from ((origin, Document(f" {number}", text)) for number, text in enumerate(generated_text()))
             return
         if isinstance(origin, HubReference):
-            yield from read_hub(origin, self.params.config, self.params.split or "train", self.params.text_field)
+            rows = read_hub(origin, self.params.config, self.params.split or "train", self.params.text_field)
+            yield from ((str(origin), document) for document in rows)
             return
         for file in origin:
-            yield from read_file(file, self.params.text_field)
+            here = file.fetch(folder) if isinstance(file, RemoteFile) else file
+            yield from ((file.url if isinstance(file, RemoteFile) else file, d) for d in self._read(here))
+            if isinstance(file, RemoteFile):
+                here.unlink()
+
+    def _read(self, file: Path) -> Iterator[Document]:
+        from stages.source.documents import read_file
+
+        return read_file(file, self.params.text_field)
 
     def _finish(self, context: Context, counts: Counts) -> None:
         if counts.kept == 0:
             raise UserError(
-                f"{self.params.dataset} gives no documents: {counts.read} read, {counts.empty} of them empty",
+                f"{self.params.dataset} gives no documents: {counts.read} read, {counts.empty} of them empty"
+                + (f", {counts.bad} bad, the first: {counts.faults[0]}" if counts.bad else ""),
                 fix=f"check the files, and that text_field: {self.params.text_field!r} holds the text",
             )
         DatasetCard(
@@ -147,10 +196,23 @@ class SourceDataset(Stage):
             licence=self._licence(),
             source=self._source_name(),
         ).write(context.output("dataset"))
-        context.metrics(documents=counts.kept, bytes=counts.num_bytes, duplicates=counts.duplicates, empty=counts.empty)
+        context.metrics(
+            documents=counts.kept,
+            bytes=counts.num_bytes,
+            documents_read=counts.read,
+            duplicates=counts.duplicates,
+            empty=counts.empty,
+            bad_rows=counts.bad,
+        )
+        if counts.bad:
+            context.say(f"{counts.bad} of {counts.read} records are no text and were skipped: {counts.faults[0]}")
+        details = {**self.params.identity(), "bad_rows": counts.faults}
+        write_report(context.output("report"), "Documents read", context.results, details)
 
-    def _origin(self) -> HubReference | list[Path] | str:
+    def _origin(self) -> Origin:
         text = self.params.dataset
+        if "://" in text:
+            return _of_one_kind(remote_files(text), text)
         if is_generated(text, GENERATED_TEXT):
             return text
         return hub_reference(text) if text.startswith("hub:") else dataset_files(text)
@@ -163,15 +225,21 @@ class SourceDataset(Stage):
             return hub_licence(origin)
         if isinstance(origin, str):
             return "CC0-1.0"
-        return card_licence(origin[0].parent) or reference_licence(self.params.dataset)
+        first = origin[0]
+        if isinstance(first, RemoteFile):
+            return ""
+        return card_licence(first.parent) or reference_licence(self.params.dataset)
 
     def _source_name(self) -> str:
-        pinned = self.params.dataset.startswith(("hub:", "package:", "generated:"))
+        pinned = self.params.dataset.startswith(("hub:", "package:", "generated:")) or "://" in self.params.dataset
         return self.params.dataset if pinned else Path(self.params.dataset).name
 
 
 def dataset_files(text: str) -> list[Path]:
-    """The data files that a path, directory or glob names, sorted. Raises UserError for none, and for mixed kinds."""
+    """The data files that a path, directory or glob names, sorted. Raises UserError for none, and for mixed kinds.
+
+    A directory gives its records and .txt files; one without any gives its other texts and source code.
+    """
     folder, pattern = _split_glob(text)
     path = locate(folder)
     if path.is_file():
@@ -179,17 +247,28 @@ def dataset_files(text: str) -> list[Path]:
     elif pattern:
         files = sorted(file for file in path.glob(pattern) if file.is_file())
     else:
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
-    suffixes = sorted({file.suffix for file in files})
-    if not files or not SUFFIXES.issuperset(suffixes):
+        every = sorted(file for file in path.rglob("*") if file.is_file())
+        data = [file for file in every if file.suffix in RECORDS or file.suffix == ".txt"]
+        files = data or [file for file in every if file.suffix in TEXTS]
+    if not files or not all(file.suffix in SUFFIXES for file in files):
         names = sorted(file.name for file in files or path.iterdir())
         raise UserError(
             f"{text!r} names no data file: found {listing(names)}", fix=f"readable are {', '.join(sorted(SUFFIXES))}"
         )
-    if len(suffixes) > 1:
+    return _of_one_kind(files, text)
+
+
+def _of_one_kind(files: list[AnyFile], text: str) -> list[AnyFile]:
+    """The files, if all hold records of one kind or all are documents. Raises UserError."""
+    suffixes = sorted({file.suffix for file in files})
+    if not SUFFIXES.issuperset(suffixes):
         raise UserError(
-            f"{text!r} mixes {' and '.join(suffixes)} files",
-            fix=f"choose with a glob: {folder.rstrip('/')}/*{suffixes[0]}",
+            f"{text!r} has {' and '.join(suffixes)} files", fix=f"readable are {', '.join(sorted(SUFFIXES))}"
+        )
+    if len(suffixes) > 1 and not TEXTS.issuperset(suffixes):
+        folder = _split_glob(text)[0].rstrip("/")
+        raise UserError(
+            f"{text!r} mixes {' and '.join(suffixes)} files", fix=f"choose with a glob: {folder}/*{suffixes[0]}"
         )
     return files
 

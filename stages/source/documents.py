@@ -1,4 +1,8 @@
-"""Reading documents out of files and hub datasets, one at a time, with errors that name file, line and field."""
+"""Reading documents out of files and hub datasets, one at a time; what is wrong with one is told with file and line.
+
+A record that is no text comes as a `Document` with a `fault`, so that whoever reads may stop there or count it and go
+on. What makes a whole source unreadable, such as a field that is not there, is raised.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,39 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.reading import fault_of
 from stages.errors import UserError
 from stages.source.hub import endpoint, refused, require_pinned, transport_errors, unreachable
 from stages.source.locate import HubReference, listing, nearest
 
-Document = str | None
-"""The text of one record; None where the field is null."""
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One record: its text, None where the field is null, or the `fault` for which it has none."""
+
+    place: str
+    """Where in its file it is, as `:7` or ` row 7`; "" when it is the whole file."""
+    text: str | None
+    fault: str = ""
+    """What is wrong with it, to be read after its place."""
+    fix: str = ""
 
 
 def read_file(file: Path, field: str) -> Iterator[Document]:
-    """The documents of `file`, by its suffix. Raises UserError naming the file, and the line where it has lines."""
+    """The documents of `file`, by its suffix. Raises UserError when the file is gone or has no such field."""
     try:
-        yield from READERS[file.suffix](file, field)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error}", fix="convert it, for instance with iconv") from None
+        yield from READERS.get(file.suffix, _read_txt)(file, field)
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} is gone since the run began", fix="put it back; files may not change while a run reads them"
+        ) from None
 
 
 def read_hub(reference: HubReference, config: str | None, split: str, field: str) -> Iterator[Document]:
@@ -38,7 +55,7 @@ def read_hub(reference: HubReference, config: str | None, split: str, field: str
     try:
         rows = load_dataset(reference.repository, config, split=split, revision=reference.revision, streaming=True)
         for number, row in enumerate(rows):
-            yield _text(row, field, f"{reference} row {number}")
+            yield _document(row, field, f" row {number}")
     except (DatasetNotFoundError, HfHubHTTPError) as error:
         raise refused(reference, error) from error
     except transport_errors() as error:
@@ -63,57 +80,84 @@ def hub_licence(reference: HubReference) -> str:
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[Document]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield Document(f":{number}", None, f"is not UTF-8: {error}", "convert it, for instance with iconv")
             except ValueError as error:
-                raise UserError(
-                    f"{file}:{number} is not JSON: {error}", fix="mend the line, or remove it; the file may be cut off"
-                ) from None
-            yield _text(record, field, f"{file}:{number}")
+                fix = "mend the line, or remove it; the file may be cut off"
+                yield Document(f":{number}", None, f"is not JSON: {error}", fix)
+            else:
+                yield _document(record, field, f":{number}")
 
 
 def _read_json(file: Path, field: str) -> Iterator[Document]:
     try:
-        records = json.loads(file.read_text(encoding="utf-8"))
+        records = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}", fix="name it .jsonl if it holds a record a line") from None
+        yield Document("", None, f"is not JSON: {error}", "name it .jsonl if it holds a record a line")
+        return
     if not isinstance(records, list):
-        raise UserError(
-            f"{file} holds a {type(records).__name__}, expected a list of records", fix="write it as .jsonl"
-        )
+        yield Document("", None, f"holds a {type(records).__name__}, expected a list of records", "write it as .jsonl")
+        return
     for number, record in enumerate(records):
-        yield _text(record, field, f"{file} record {number}")
+        yield _document(record, field, f" record {number}")
 
 
 def _read_parquet(file: Path, field: str) -> Iterator[Document]:
+    number, total = 0, "?"
     try:
-        table = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{file} is not parquet: {error}", fix="the file is damaged or cut off; fetch it again"
-        ) from None
-    if field not in table.schema_arrow.names:
-        raise _no_field(field, table.schema_arrow.names, str(file))
-    for batch in table.iter_batches(columns=[field]):
-        for number, value in enumerate(batch.column(0).to_pylist()):
-            yield _text({field: value}, field, f"{file} row {number}")
+        with pq.ParquetFile(file) as table:
+            total = str(table.metadata.num_rows)
+            if field not in table.schema_arrow.names:
+                raise _no_field(field, table.schema_arrow.names, str(file))
+            for group in range(table.num_row_groups):
+                for batch in table.iter_batches(row_groups=[group], columns=[field]):
+                    for value in _plain(batch.column(0)):
+                        yield _parquet_document(value, field, f" row {number}")
+                        number += 1
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        told = str(error).strip().splitlines()[0]
+        fault = f"is not parquet that can be read from row {number} of {total} on: {told}"
+        yield Document("", None, fault, "the file is damaged or cut off; fetch it again")
+
+
+def _plain(column: pa.Array) -> list[Any]:
+    """The values of a column; those of strings as bytes, since nothing has checked that they are UTF-8."""
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return (column.cast(pa.large_binary()) if is_text else column).to_pylist()
+
+
+def _parquet_document(value: Any, field: str, place: str) -> Document:
+    try:
+        value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        return Document(place, None, f"is not UTF-8: {error}", "convert it, for instance with iconv")
+    return _document({field: value}, field, place)
 
 
 def _read_csv(file: Path, field: str) -> Iterator[Document]:
     csv.field_size_limit(sys.maxsize)
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
+        if field not in (reader.fieldnames or []):
+            raise _no_field(field, list(reader.fieldnames or []), str(file))
         for record in reader:
-            yield _text(record, field, f"{file}:{reader.line_num}")
+            yield _document(record, field, f":{reader.line_num}")
 
 
 def _read_txt(file: Path, field: str) -> Iterator[Document]:
     del field
-    yield file.read_text(encoding="utf-8")
+    try:
+        yield _document({"text": file.read_bytes().decode("utf-8-sig")}, "text", "")
+    except UnicodeDecodeError as error:
+        yield Document("", None, f"is not UTF-8: {error}", "convert it, for instance with iconv")
 
 
 READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Document]]]] = {
@@ -121,22 +165,26 @@ READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Document]]]] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
-    ".txt": _read_txt,
 }
+"""How files are read; one of any other kind is one document."""
 
 
-def _text(record: Any, field: str, where: str) -> Document:
+def _document(record: Any, field: str, place: str) -> Document:
     if not isinstance(record, dict):
-        raise UserError(f"{where} holds a {type(record).__name__}, expected an object with fields")
+        return Document(place, None, f"holds a {type(record).__name__}, expected an object with fields")
     if field not in record:
-        raise _no_field(field, [str(name) for name in record], where)
+        error = _no_field(field, [str(name) for name in record], "")
+        return Document(place, None, error.message.strip(), error.fix)
     value = record[field]
-    if value is not None and not isinstance(value, str):
-        raise UserError(
-            f"{where}: field {field!r} holds a {type(value).__name__}, expected text",
-            fix=f"choose another text_field of {listing(list(record))}",
-        )
-    return value
+    if value is None:
+        return Document(place, None)
+    if not isinstance(value, str):
+        fix = f"choose another text_field of {listing(list(record))}"
+        return Document(place, None, f"holds a {type(value).__name__} in field {field!r}, expected text", fix)
+    fault = fault_of(value)
+    if fault:
+        return Document(place, None, f"is {fault}", "remove the record, or convert its encoding")
+    return Document(place, value)
 
 
 def _no_field(field: str, found: list[str], where: str) -> UserError:

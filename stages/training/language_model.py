@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,14 +14,21 @@ from grafts.loader import load_model, save_model
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
 from stages.evaluate.distance import distance
-from stages.training.cross_entropy import cross_entropy
+from stages.training.apart import require_apart
+from stages.training.cross_entropy import IGNORED, cross_entropy
 from stages.training.recipe import Batch, Loss, Worker
 from stages.training.windows import WindowRecipe
 
 
 @dataclass
 class LanguageModelling(WindowRecipe):
-    """Train `model` on `data` by cross-entropy; every token but the first of a window is a target."""
+    """Train `model` on `data` by cross-entropy; every token but the first of a window is a target.
+
+    Where documents are kept apart (see `TokenWindows`), the first token of a document is no target either.
+    """
+
+    keeps_apart: ClassVar[bool] = False
+    """Whether the recipe can: its batches then have `positions_BT`. One that cannot refuses such data."""
 
     model: Model
     data: Dataset
@@ -36,11 +45,19 @@ class LanguageModelling(WindowRecipe):
 
     def prepare(self, worker: Worker) -> None:
         """Map the data."""
-        self._worker, self._windows = worker, TokenWindows(self.data, self.cache)
+        self._worker, self._windows = worker, TokenWindows(self.data, self.cache, apart=self.keeps_apart)
 
     def build(self) -> nn.Module:
         """The model, in the precision of the training."""
-        return load_model(self.model.path, dtype=self.worker.dtype)
+        model = load_model(self.model.path, dtype=self.worker.dtype)
+        if self.apart:
+            require_apart(model)
+        return model
+
+    @property
+    def apart(self) -> bool:
+        """Whether documents in a window are not to see each other."""
+        return self.windows.apart
 
     @property
     def worker(self) -> Worker:
@@ -56,9 +73,13 @@ class LanguageModelling(WindowRecipe):
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy summed over the T - 1 positions of each window that have a next token."""
-        ids_BT = batch.tensors["ids_BT"]
-        logits_PV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
-        return Loss(cross_entropy(logits_PV, ids_BT[:, 1:].flatten()))
+        ids_BT, positions_BT = batch.tensors["ids_BT"], batch.tensors.get("positions_BT")
+        if positions_BT is None:
+            logits_PV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
+            return Loss(cross_entropy(logits_PV, ids_BT[:, 1:].flatten()))
+        output = model(input_ids=ids_BT[:, :-1], position_ids=positions_BT[:, :-1], use_cache=False)
+        labels_BT = torch.where(positions_BT == 0, IGNORED, ids_BT)
+        return Loss(cross_entropy(output.logits.flatten(0, 1), labels_BT[:, 1:].flatten()))
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the model with its tokenizer, and measure it against its parent on the held-out windows."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from stages.upcycle.routing import Routing
 class MixtureTraining(Blended):
     """Cross-entropy, plus the load-balance and the z-loss of the layers' routers, means over the layers."""
 
+    keeps_apart: ClassVar[bool] = False
     routing: Routing
     balance_weight: float
     z_weight: float

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from stages.artifacts import Dataset, DatasetCard, Model
-from stages.data.corpus import build_corpus, is_heldout, normalise
+from stages.data.corpus import read_documents, unite
+from stages.data.drops import Drops
+from stages.data.encoding import is_heldout
 from stages.data.packing import Packer
 from stages.data.prepare import PrepareData, PrepareDataParams
+from stages.data.screening import Portion, Screening, normalise, screen
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
-from stages.stage import Context
+from stages.stage import Context, Resources
 from tests.tiny import text_dataset, tiny_model, tiny_text
 
 
@@ -27,12 +30,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(tiny_model(tmp_path_factory.mktemp("model")))
 
 
-def prepare(text: Dataset, model: Model, out: Path, seed: int = 0, **params: Any) -> Context:
+def prepare(
+    text: Dataset,
+    model: Model,
+    out: Path,
+    seed: int = 0,
+    workers: int = 1,
+    evaluations: list[Dataset] | None = None,
+    **params: Any,
+) -> Context:
     stage = PrepareData(PrepareDataParams(**{"sequence_length": 32, "heldout_fraction": 0.2, **params}))
-    inputs = {"text": text, "model": model}
+    inputs = {"text": text, "model": model} | ({"evaluations": evaluations} if evaluations else {})
     stage.preflight()
     stage.check(inputs)
-    context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch", seed=seed)
+    context = Context(
+        inputs=inputs, out=out / "out", scratch=out / "scratch", seed=seed, resources=Resources(workers=workers)
+    )
     stage.run(context)
     return context
 
@@ -163,9 +176,9 @@ def test_packing_keeps_the_stream_and_its_bytes(tmp_path_factory: Any, sizes: li
     packer = Packer(directory, length, ([0], 0), capacity)
     stream: list[int] = []
     for number, size in enumerate(sizes):
-        packer.add("é" * size, [number + 1] * size, list(range(size)))
+        packer.add(number, np.full(size, number + 1, np.int32), 2 * size)
         stream += [*[number + 1] * size, 0]
-    packer.close()
+    packer.close(lambda number, token: 2 * token)
     windows = min(len(stream) // length, capacity or len(stream))
     packed = stream[: windows * length]
     shards = sorted(directory.glob("*.parquet"))
@@ -173,13 +186,16 @@ def test_packing_keeps_the_stream_and_its_bytes(tmp_path_factory: Any, sizes: li
     assert [token for row in rows for token in row] == packed
     assert packer.num_windows == windows
     assert packer.num_bytes == 2 * sum(token != 0 for token in packed)
+    assert packer.num_tail_tokens == len(stream) - len(packed) if capacity is None else True
 
 
 def test_the_corpus_reads_back_every_document_once(tmp_path: Path):
     texts = tiny_text(700)
     dataset = written(tmp_path / "text", texts)
-    corpus = build_corpus(dataset.shards, tmp_path / "c.arrow", 0, lambda *_: None, 700)
-    first, second = ([text for batch in corpus.read(seed) for text in batch] for seed in (0, 1))
+    portion, drops = Portion(dataset.shards[0], 0, 0, tmp_path / "portion.arrow"), Drops()
+    drops.merge(screen(Screening(), portion))
+    corpus = unite([portion], tmp_path / "c.arrow", drops, exact=True, similarity=None)
+    first, second = (read_documents(corpus.file, corpus.order(seed).tolist()) for seed in (0, 1))
     assert sorted(first) == sorted(second) == sorted(set(texts))
     assert first != second
 
@@ -213,6 +229,43 @@ def test_an_empty_held_out_side_says_so(tmp_path: Path, model: Model):
 def test_less_text_than_a_window_says_both_numbers(tmp_path: Path, model: Model):
     with pytest.raises(UserError, match=r"has \d+ tokens .* less than one window of sequence_length: 256"):
         prepare(text_dataset(tmp_path / "text", 2), model, tmp_path, sequence_length=256, heldout_fraction=0.5)
+
+
+def test_documents_kept_apart_count_their_positions_from_nought(tmp_path: Path, model: Model):
+    text = text_dataset(tmp_path / "text")
+    apart, plain = (prepare(text, model, tmp_path / kind, attention=kind) for kind in ("document", "window"))
+    apart_ids = windows(apart).tensor().numpy()
+    assert (apart_ids == ids(plain, "train")).all()
+    eos = Tokenizer.from_file(str(model.path / "tokenizer.json")).token_to_id("<|endoftext|>")
+    positions = windows(apart).positions(range(len(apart_ids))).numpy()
+    for row, places in zip(apart_ids, positions, strict=True):
+        expected, place = [], 0
+        for token in row:
+            expected.append(place)
+            place = 0 if token == eos else place + 1
+        assert places.tolist() == expected
+    assert (ids(apart, "heldout") == ids(plain, "heldout")).all()
+    assert windows(plain).positions([0]) is None
+
+
+def windows(context: Context) -> TokenWindows:
+    return TokenWindows(Dataset(context.output("train")), context.scratch, apart=True)
+
+
+def test_who_cannot_keep_documents_apart_refuses_such_data(tmp_path: Path, model: Model):
+    context = prepare(text_dataset(tmp_path / "text"), model, tmp_path, attention="document")
+    with pytest.raises(UserError, match=r"attention: document\), and this stage would let them"):
+        ids(context, "train")
+
+
+def test_datasets_maps_the_shards(tmp_path: Path, model: Model):
+    from datasets import load_dataset
+
+    context = prepare(text_dataset(tmp_path / "text"), model, tmp_path)
+    files = [str(shard) for shard in Dataset(context.output("train")).shards]
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.cache_files
+    assert (np.array(rows["input_ids"][:]) == ids(context, "train")).all()
 
 
 def test_a_limit_below_one_window_is_found_before_the_run(model: Model):

@@ -78,7 +78,7 @@ BAD = {
     "no pipeline": (
         ("run", "nothing"),
         "no pipeline 'nothing'",
-        "shipped pipeline: evaluate, hybrid, quantize, quickstart",
+        ", quickstart, ",
     ),
     "no file": (("run", "nothing.yaml"), "cannot read nothing.yaml", "check the path"),
     "bad file": (("validate", "p.yaml", "--set", "a.txt=1"), "unknown parameter 'txt'", "did you mean 'text'?"),

@@ -64,7 +64,8 @@ def test_repetitions_and_empty_documents_are_dropped_and_counted(tmp_path: Path)
     file = jsonl(tmp_path / "in.jsonl", "a", "b", "a", " ", None, "", "c")
     context = bring(file, tmp_path)
     assert texts(context) == ["a", "b", "c"]
-    assert context.results == {"documents": 3, "bytes": 3, "duplicates": 1, "empty": 3}
+    counts = {"documents": 3, "bytes": 3, "documents_read": 7, "duplicates": 1, "empty": 3, "bad_rows": 0}
+    assert context.results == counts
     assert texts(bring(file, tmp_path / "all", deduplicate=False)) == ["a", "b", "a", "c"]
     assert texts(bring(file, tmp_path / "two", limit=2)) == ["a", "b"]
 
@@ -108,7 +109,7 @@ def test_a_broken_line_is_told_by_file_and_line(tmp_path: Path):
 
 
 def test_text_that_is_no_text_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"in.jsonl:2: field 'text' holds a int, expected text"):
+    with pytest.raises(UserError, match=r"in.jsonl:2 holds a int in field 'text', expected text"):
         bring(jsonl(tmp_path / "in.jsonl", "a", 3), tmp_path)
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(UserError, match=r"list.jsonl:1 holds a list"):

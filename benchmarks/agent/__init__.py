@@ -1,0 +1,1 @@
+"""How fast agents write and learn."""

@@ -1,0 +1,1 @@
+from tests.machine import one_thread as one_thread
