@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ class CorruptParameters(Parameters):
 
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the documents whose words are shuffled; which ones is drawn from the seed and their text."""
+
+    def smoke(self) -> Self:
+        """As it is: spoiling costs nothing beside reading."""
+        return self
 
 
 class ProxyCorrupt(Stage):
