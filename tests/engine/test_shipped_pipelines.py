@@ -69,7 +69,7 @@ def test_the_quickstart_s_dag_on_a_tiny_model(bench, tmp_path):
         undeclared = [metric for metric in manifest.metrics if not any(fnmatch(metric, each) for each in declared)]
         assert not (declared and undeclared), f"{name} reports {undeclared}, which gates could not name"
     files = [file for file in (bench.store.root / "artifacts").rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} <= {".json", ".jinja", ".parquet", ".safetensors", ".svg"}, "and nothing pickled"
+    assert {file.suffix for file in files} <= {".json", ".jinja", ".parquet", ".safetensors", ".svg"}, "no pickle"
     again = quickstart(bench, tmp_path)
     assert set(again.states.values()) == {"cached"}
 
