@@ -19,13 +19,11 @@ Branch = Literal["full", "window"]
 class HybridCacheLayer(CacheLayerMixin):
     """Keys and values for each softmax branch, and the recurrent and convolution states of the linear branch."""
 
-    def __init__(self, base_window: int | None, stores: dict[Branch, int | None]) -> None:
+    def __init__(self, base_window: int | None, stores: dict[Branch, DynamicLayer]) -> None:
         super().__init__()
         self.base_window = base_window
         """The window of the layer before conversion, or None: what its attention mask is made for."""
-        self.stores: dict[Branch, DynamicLayer] = {
-            branch: DynamicSlidingWindowLayer(window) if window else DynamicLayer() for branch, window in stores.items()
-        }
+        self.stores = stores
         self.num_tokens = 0
         self.recurrent_state: Tensor | None = None
         """[B, H, K, V]"""
@@ -46,11 +44,18 @@ class HybridCacheLayer(CacheLayerMixin):
         """Nothing to prepare: the stores prepare themselves."""
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, branch: Branch = "full", **__: Any
+        self, key_states: Tensor, value_states: Tensor, *_: Any, branch: Branch = "full", padding: int = 0, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, G, T, D] of `branch`; returns all that its heads may read."""
         self.is_initialized = True
-        return self.stores[branch].update(key_states, value_states)
+        return self.stores[branch].update(key_states, value_states, padding=padding)
+
+    def columns(self, branch: Branch, keys: Tensor) -> Tensor:
+        """The columns of the batch [K] that `keys` [B, G, K, D], the last that `update` returned, stand for."""
+        store = self.stores[branch]
+        if isinstance(store, SinkWindowLayer):
+            return store.columns
+        return torch.arange(keys.shape[2], device=keys.device)
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens read: once for each pass through the layer, after its branches."""
@@ -124,6 +129,48 @@ class HybridCacheLayer(CacheLayerMixin):
             self.recurrent_state = choose(self.recurrent_state)
         if self.conv_state is not None:
             self.conv_state = choose(self.conv_state)
+
+
+class SinkWindowLayer(DynamicSlidingWindowLayer):
+    """The keys and values of the last `window` - 1 tokens and of the first `sinks` of the text."""
+
+    def __init__(self, window: int, sinks: int) -> None:
+        super().__init__(window)
+        self.sinks = sinks
+        self.columns = torch.arange(0)
+        """Of what `update` returned last."""
+        self.num_first = sinks
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, padding: int = 0, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As the base class; the `padding` of the first call, at most so many columns of it, is kept before the sinks.
+
+        Rows of a batch begin at columns of their own, so what is kept is every column up to the last row's sinks.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if not self.cumulative_length:
+            self.columns, self.num_first = torch.arange(0, device=key_states.device), self.sinks + padding
+        start, self.cumulative_length = self.cumulative_length, self.cumulative_length + key_states.shape[-2]
+        added = torch.arange(start, self.cumulative_length, device=key_states.device)
+        self.columns = torch.cat([self._kept(self.columns[None, None, :, None]).flatten(), added])
+        keys, values = torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+        self.keys, self.values = self._kept(keys), self._kept(values)
+        return keys, values
+
+    def _kept(self, states: Tensor) -> Tensor:
+        first, last = self.num_first, self.sliding_window - 1
+        if states.shape[-2] <= first + last:
+            return states
+        return torch.cat([states[..., :first, :], states[..., -last:, :]], dim=-2)
+
+
+def key_value_store(window: int | None, sinks: int = 0) -> DynamicLayer:
+    """An empty store of keys and values: of everything, of a window, or of a window and the first tokens."""
+    if window is None:
+        return DynamicLayer()
+    return SinkWindowLayer(window, sinks) if sinks else DynamicSlidingWindowLayer(window)
 
 
 def claim(cache: Cache, layer: int, make: Callable[[], HybridCacheLayer]) -> HybridCacheLayer:

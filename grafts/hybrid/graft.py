@@ -38,6 +38,9 @@ class HybridHeads(Graft):
     """The others, if linear."""
     window: Annotated[int, Ge(2)] = 512
     """Tokens that the others see, themselves included, if windowed; nothing else about them changes."""
+    sinks: Annotated[int, Ge(0)] = 0
+    """First tokens of the text that the others see as well, if windowed: where softmax goes that has nothing to read
+    (arXiv 2309.17453). None where the layer had a window before."""
     normalise: bool = True
     """Scale-normalised fusion: each head's output to root mean square 1, times a learnable scalar; off, as it is."""
     eps: Annotated[float, Gt(0)] = 1e-6

@@ -81,24 +81,36 @@ def real_tokens(mask: Tensor | None, num_tokens: int) -> Tensor | None:
     return real_BT
 
 
-def window_mask(mask: Tensor | None, num_queries: int, num_keys: int, window: int, like: Tensor) -> Tensor | None:
-    """`mask` for the last `num_keys` keys, narrowed to the `window` latest of each query; None when nothing is hidden.
+def first_tokens(mask: Tensor) -> Tensor:
+    """The column of each row's first token that is text [B], from a 4-D mask over all columns."""
+    _require_tensor(mask)
+    attended = mask if mask.dtype == torch.bool else mask == 0
+    return attended[:, 0, -1].int().argmax(-1)
 
-    `mask` is as for `real_tokens`, over at least `num_keys` keys. The result is of its kind; without one it is boolean
-    for `scaled_dot_product_attention`, on the device of `like`.
+
+def window_mask(mask: Tensor | None, num_queries: int, keys_K: Tensor, window: int, sinks: int = 0) -> Tensor | None:
+    """`mask` for the keys of columns `keys_K`, narrowed to the `window` latest of each query and the row's first
+    `sinks`; None when nothing is hidden.
+
+    The queries are the last columns. `mask` is as for `real_tokens`, over all columns, or without sinks over at least
+    the last K. The result is of its kind; without one it is boolean for `scaled_dot_product_attention`.
     """
     _require_tensor(mask)
     if mask is not None and mask.dim() == 2:
-        return mask[:, -num_keys:]
-    if mask is None and num_queries == 1 and num_keys <= window:
+        return mask[:, -len(keys_K) :]
+    if mask is None and num_queries == 1 and len(keys_K) <= window + sinks:
         return None
-    keys = torch.arange(num_keys, device=like.device)
-    queries = torch.arange(num_keys - num_queries, num_keys, device=like.device)[:, None]
-    near = (keys <= queries) & (keys > queries - window)
+    last = keys_K[-1]
+    queries = (last + 1 - torch.arange(num_queries, 0, -1, device=keys_K.device))[:, None]
+    seen = (keys_K > queries - window)[None, None]
+    if sinks:
+        start = first_tokens(mask)[:, None, None, None] if mask is not None else 0
+        seen = seen | ((keys_K >= start) & (keys_K < start + sinks))
+    seen = seen & (keys_K <= queries)
     if mask is None:
-        return near[None, None]
-    cut = mask[..., -num_keys:]
-    return cut & near if cut.dtype == torch.bool else cut.masked_fill(~near, torch.finfo(cut.dtype).min)
+        return seen
+    cut = mask[..., keys_K - last - 1]
+    return cut & seen if cut.dtype == torch.bool else cut.masked_fill(~seen, torch.finfo(cut.dtype).min)
 
 
 def _require_tensor(mask: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from grafts.hybrid.branch import HeadBranch, Teacher
-from grafts.hybrid.cache import HybridCacheLayer, claim
+from grafts.hybrid.cache import HybridCacheLayer, claim, key_value_store
 from grafts.hybrid.deltanet import DeltaNetBranch
 from grafts.hybrid.heads import join, normalise
 from grafts.hybrid.settings import Softmax
@@ -35,8 +35,11 @@ class HybridAttention(nn.Module):
         self.full = SoftmaxBranch(attention, full, graft.softmax, window=None) if full else None
         is_linear = graft.others == "gated_deltanet"
         self.linear = DeltaNetBranch(attention, others, graft.deltanet) if others and is_linear else None
-        window = min(graft.window, teacher.window or graft.window)
-        self.window = SoftmaxBranch(attention, others, Softmax.teacher(), window) if others and not is_linear else None
+        self.window = None
+        if others and not is_linear:
+            window = min(graft.window, teacher.window or graft.window)
+            sinks = graft.sinks if teacher.window is None else 0
+            self.window = SoftmaxBranch(attention, others, Softmax.teacher(), window, sinks)
         weight = attention.q_proj.weight
         gain = torch.ones(teacher.num_heads, device=weight.device, dtype=weight.dtype)
         self.gain = nn.Parameter(gain) if graft.normalise else None
@@ -88,7 +91,11 @@ class HybridAttention(nn.Module):
 
     def new_cache(self) -> HybridCacheLayer:
         """An empty cache layer for this layer's branches."""
-        stores = {branch.branch: branch.window for branch in (self.full, self.window) if branch is not None}
+        stores = {
+            branch.branch: key_value_store(branch.window, branch.sinks)
+            for branch in (self.full, self.window)
+            if branch is not None
+        }
         return HybridCacheLayer(self.teacher.window, stores)
 
     def cache_bytes(self, batch_size: int, num_tokens: int, dtype: torch.dtype) -> int:
@@ -96,7 +103,7 @@ class HybridAttention(nn.Module):
         kept = 0
         for softmax in (self.full, self.window):
             if softmax is not None:
-                length = num_tokens if softmax.window is None else min(num_tokens, softmax.window - 1)
+                length = num_tokens if softmax.window is None else min(num_tokens, softmax.sinks + softmax.window - 1)
                 kept += len(softmax.groups) * 2 * self.teacher.head_dim * length * dtype.itemsize
         if self.linear is not None and num_tokens:
             wide = max(dtype.itemsize, torch.float32.itemsize)

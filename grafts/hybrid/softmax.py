@@ -13,22 +13,26 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from grafts.hybrid.branch import HeadBranch, Teacher, output_gate
 from grafts.hybrid.cache import Branch
-from grafts.hybrid.heads import groups_of, length_scale, window_mask
+from grafts.hybrid.heads import first_tokens, groups_of, length_scale, window_mask
 from grafts.hybrid.settings import Softmax
 
 
 class SoftmaxBranch(HeadBranch):
-    """Softmax attention for some heads, over the whole past or the last `window` tokens of it."""
+    """Softmax attention for some heads, over the whole past or its last `window` tokens and its first `sinks`."""
 
     is_causal = True
 
-    def __init__(self, attention: nn.Module, heads: Sequence[int], settings: Softmax, window: int | None) -> None:
+    def __init__(
+        self, attention: nn.Module, heads: Sequence[int], settings: Softmax, window: int | None, sinks: int = 0
+    ) -> None:
         teacher = Teacher.of(attention)
         super().__init__(attention, heads, groups_of(heads, teacher.heads_per_group))
         self.settings, self.config, self.layer_idx = settings, attention.config, teacher.layer
         self.branch: Branch = "full" if window is None else "window"
         self.window = window or teacher.window
         """What hides the distant past from these heads: their own window, or the one their layer always had."""
+        self.sinks = sinks
+        """First tokens of the text that these heads see besides a window."""
         self.head_dim, self.scaling = teacher.head_dim, teacher.scaling
         readers = [self.groups.index(head // teacher.heads_per_group) for head in self.heads]
         even = len(self.heads) // len(self.groups)
@@ -53,18 +57,29 @@ class SoftmaxBranch(HeadBranch):
             q, k = apply_rotary_pos_emb(q, k, *rotary)
         if self.settings.length_scale is not None:
             q = q * length_scale(positions, self.settings.length_scale).to(q.dtype)[:, None, :, None]
+        keys = torch.arange(k.shape[2], device=k.device)
         if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx, branch=self.branch)
+            k, v = cache.update(k, v, self.layer_idx, branch=self.branch, padding=self._padding(mask))
+            keys = cache.layers[self.layer_idx].columns(self.branch, k)
         if self.readers is not None:
             k, v = k[:, self.readers], v[:, self.readers]
-        output = self._attend(q, k, v, mask, **kwargs)
+        output = self._attend(q, k, v, keys, mask, **kwargs)
         return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def _padding(self, mask: Tensor | None) -> int:
+        """Columns of padding before the text of the row that begins last; of no use without sinks."""
+        return int(first_tokens(mask).max()) if self.sinks and mask is not None else 0
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
         kind = self.config._attn_implementation
         is_flash = kind is not None and "flash" in kind
+        if is_flash and self.sinks:
+            raise ValueError(
+                "flash attention has no windows that keep the first tokens in sight (`sinks`): "
+                "set the attention implementation to sdpa or eager"
+            )
         if self.branch == "window" and not (is_flash and mask is None):
-            mask = window_mask(mask, q.shape[2], k.shape[2], self.window, like=q)
+            mask = window_mask(mask, q.shape[2], keys, self.window, self.sinks)
             if kind == "eager" and mask is not None and mask.dtype == torch.bool:
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)

@@ -32,6 +32,9 @@ class ConvertParams(Parameters):
     """What the other heads become: linear attention with a state, or, for comparison, attention to a window."""
     window: Annotated[int, Field(ge=2)] = 512
     """Tokens that the other heads see, themselves included, if windowed."""
+    sinks: Annotated[int, Field(ge=0)] = 4
+    """First tokens of the text that they see as well, if windowed: without any, a head that has nothing to read reads
+    something (arXiv 2309.17453). None in layers that had a window before."""
     normalise: bool = True
     """Bring each head's output to root mean square 1 and scale it by a learnable scalar, which starts as the teacher's
     mean where `data` is given; off, the outputs stay as they are."""
@@ -157,6 +160,7 @@ class TransferConvert(Stage):
             full_heads=tuple(heads if heads is None else tuple(heads) for heads in full_heads),
             others=params.others,
             window=params.window,
+            sinks=params.sinks,
             normalise=params.normalise,
             softmax=Softmax(
                 rope=params.full_rope,

@@ -29,6 +29,7 @@ GRAFTS = {
     ),
     "one layer": HybridHeads(full_heads=(None, (2,), None)),
     "windows": HybridHeads(full_heads=HEADS, others="sliding_window", window=5),
+    "windows and sinks": HybridHeads(full_heads=HEADS, others="sliding_window", window=5, sinks=2),
 }
 
 

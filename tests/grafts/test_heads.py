@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grafts.hybrid.heads import (
+    first_tokens,
     groups_of,
     join,
     length_scale,
@@ -100,11 +101,21 @@ def test_block_masks_are_refused():
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(2, 5))
 @settings(deadline=None)
 def test_a_window_hides_what_is_further_back(num_queries: int, num_past: int, window: int):
-    num_keys, like = num_queries + num_past, torch.zeros(1)
+    num_keys = num_queries + num_past
     distance = torch.arange(num_past, num_keys)[:, None] - torch.arange(num_keys)
-    expected = ((distance >= 0) & (distance < window))[None, None]
-    assert torch.equal(window_mask(causal(num_queries, num_keys + 3), num_queries, num_keys, window, like), expected)
-    found = window_mask(None, num_queries, num_keys, window, like)
+    expected, keys = ((distance >= 0) & (distance < window))[None, None], torch.arange(num_keys)
+    assert torch.equal(window_mask(causal(num_queries, num_keys + 3), num_queries, keys, window), expected)
+    found = window_mask(None, num_queries, keys, window)
     assert torch.equal(expected if found is None else found, expected)
-    additive = window_mask(torch.zeros(1, 1, num_queries, num_keys), num_queries, num_keys, window, like)
+    additive = window_mask(torch.zeros(1, 1, num_queries, num_keys), num_queries, keys, window)
     assert torch.equal(additive == 0, expected)
+
+
+def test_the_first_tokens_of_each_row_stay_in_sight():
+    columns = torch.tensor([0, 1, 2, 3, 6, 7, 8])
+    padded = causal(2, 9).clone().expand(2, 1, 2, 9).clone()
+    padded[1, ..., :2] = False
+    assert first_tokens(padded).tolist() == [0, 2]
+    seen = window_mask(padded, 2, columns, 2, 2)[:, 0]
+    assert seen[0].int().tolist() == [[1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 1, 1]]
+    assert seen[1].int().tolist() == [[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 1, 1]]

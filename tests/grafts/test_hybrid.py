@@ -65,6 +65,27 @@ def test_windows_are_what_a_sliding_base_computes():
     torch.testing.assert_close(logits(apply(full, [graft]), tokens()), logits(sliding, tokens()), rtol=0, atol=1e-5)
 
 
+def test_first_tokens_are_kept_where_no_window_was_before():
+    for family, expected in (("llama", [2, 2, 2]), ("mistral", [0, 0, 0])):
+        changes = {"sliding_window": 6} if family == "mistral" else {}
+        graft = HybridHeads(full_heads=((),) * 3, others="sliding_window", window=5, sinks=2)
+        found = apply(tiny(family, **changes), [graft])
+        assert [mixer.window.sinks for mixer in mixers(found).values()] == expected
+
+
+def test_flash_attention_has_no_sinks():
+    graft = HybridHeads(full_heads=((),) * 3, others="sliding_window", window=5, sinks=2)
+    student = apply(tiny(), [graft])
+    for mixer in mixers(student).values():
+        mixer.window.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="sdpa or eager"):
+        mixers(student)[0](torch.zeros(1, 3, 32), _rotary(student, 3))
+
+
+def _rotary(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:
+    return model.model.rotary_emb(torch.zeros(1, length, 32), torch.arange(length)[None])
+
+
 def test_heads_and_groups_may_be_renumbered():
     """Another order of the teacher's key-value groups, with the same heads kept, is the same function."""
     teacher, ids = tiny("qwen3"), tokens()

@@ -15,6 +15,7 @@ GRAFTS = {
     "linear": HybridHeads(full_heads=HEADS),
     "linear, no conv": HybridHeads(full_heads=HEADS, deltanet=DeltaNet(conv=None)),
     "windows": HybridHeads(full_heads=HEADS, others="sliding_window", window=5),
+    "windows and sinks": HybridHeads(full_heads=HEADS, others="sliding_window", window=5, sinks=2),
 }
 
 
