@@ -3,7 +3,9 @@
 # make test-cluster the tests that start several Ray nodes and kill what runs on them
 # make lint         ruff and the type checker
 # make docs         the documentation as a site, in build/site
-# Both are safe to repeat; an unchanged pyproject.toml is not installed again.
+# make experiments  the pipelines on the real model, one after another, into one store; hours, and it goes on where it was
+# make benchmarks   everything that is claimed to be fast or small, measured beside others, in one table
+# All are safe to repeat; an unchanged pyproject.toml is not installed again.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +15,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: quickstart test test-cluster lint format docs clean
+EXPERIMENTS ?= hybrid quantize upcycle distill recursive proxy agent flagship
+STORE ?= .regraft
+
+.PHONY: quickstart test test-cluster experiments benchmarks lint format docs clean
 
 quickstart: $(VENV)/ready
 	@$(BIN)/regraft run pipelines/quickstart.yaml
@@ -23,6 +28,15 @@ test: $(VENV)/ready-test
 
 test-cluster: $(VENV)/ready-test
 	@$(BIN)/python -m pytest -m cluster $(ARGS)
+
+experiments: $(VENV)/ready-test
+	@failed=; for name in $(EXPERIMENTS); do \
+	  $(BIN)/regraft run pipelines/$$name.yaml --store $(STORE) $(ARGS) || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed; make experiments goes on from what is done"; exit 1; fi
+
+benchmarks: $(VENV)/ready-test
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/ready-test
 	@$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -13,38 +14,31 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regraft-benchmarks"
 
 
-def ensure_beside(cache: Path, package: str, version: str) -> Path:
-    """A directory for `PYTHONPATH` with `package==version` alone; what it needs is taken from this environment."""
+def ensure_beside(cache: Path, package: str, version: str, more: Sequence[str] = ()) -> Path:
+    """A directory for `PYTHONPATH` with `package==version` and `more`; what they need is taken from here."""
     place = cache / f"{package}-{version}-alone"
     if not (place / "ready").exists():
-        print(f"installing {package} {version} into {place} (once)", file=sys.stderr)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--upgrade",
-        ]
-        done = subprocess.run([*pip, "--target", str(place), f"{package}=={version}"], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{package} {version} cannot be installed here:\n{done.stderr[-3000:]}")
+        print(f"installing {package} {version} into {place} (once)", file=sys.stderr, flush=True)
+        options = ["--no-deps", "--upgrade", "--target", str(place)]
+        _install([sys.executable, "-m", "pip"], [*options, f"{package}=={version}", *more])
         (place / "ready").touch()
     return place
 
 
-def ensure(cache: Path, package: str, version: str) -> Path:
-    """The `bin` directory of an environment with `package==version`; it is made when it is not there yet."""
+def ensure(cache: Path, package: str, version: str, more: Sequence[str] = ()) -> Path:
+    """The `bin` directory of an environment with `package==version` and `more`; made when it is not there yet."""
     environment = cache / f"{package}-{version}"
     ready = environment / "ready"
     if not ready.exists():
-        print(f"installing {package} {version} into {environment} (once)", file=sys.stderr)
+        print(f"installing {package} {version} into {environment} (once)", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-        pip = [str(environment / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, f"{package}=={version}"], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{package} {version} cannot be installed here:\n{done.stderr[-3000:]}")
+        _install([str(environment / "bin/pip")], [f"{package}=={version}", *more])
         ready.touch()
     return environment / "bin"
+
+
+def _install(pip: list[str], what: list[str]) -> None:
+    command = [*pip, "install", "--quiet", "--disable-pip-version-check", *what]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(what)} cannot be installed here:\n{done.stderr[-3000:]}")

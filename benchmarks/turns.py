@@ -1,4 +1,4 @@
-"""Contenders in turns: seconds of the clock and of the CPU, and their medians."""
+"""Contenders in turns: seconds of the clock and of the CPU, of every turn."""
 
 from __future__ import annotations
 
@@ -9,21 +9,41 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.findings import CPU_SECONDS, SECONDS, Measure
+
 
 class Turn(NamedTuple):
     seconds: float
     cpu_seconds: float
 
 
-def take_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Turn]:
-    """The median turn of each contender, after one turn of each that does not count."""
+class Turns(tuple[Turn, ...]):
+    """The turns of one contender, in order."""
+
+    @property
+    def seconds(self) -> float:
+        """Their median."""
+        return statistics.median(turn.seconds for turn in self)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Their median."""
+        return statistics.median(turn.cpu_seconds for turn in self)
+
+    def figures(self) -> dict[Measure, list[float]]:
+        """For a row."""
+        return {SECONDS: [turn.seconds for turn in self], CPU_SECONDS: [turn.cpu_seconds for turn in self]}
+
+
+def take_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Turns]:
+    """The turns of each contender, each in the opposite order of the one before, after one that does not count."""
     found: dict[str, list[Turn]] = {name: [] for name in contenders}
     for number in range(-1, repetitions):
         for name in list(contenders)[:: 1 if number % 2 else -1]:
             turn = _time(contenders[name])
             if number >= 0:
                 found[name].append(turn)
-    return {name: Turn(*map(statistics.median, zip(*turns, strict=True))) for name, turns in found.items()}
+    return {name: Turns(turns) for name, turns in found.items()}
 
 
 def _time(run: Callable[[], object]) -> Turn:

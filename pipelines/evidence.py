@@ -1,10 +1,9 @@
-"""What is recorded beside a result and never counts into its key: versions, machine, git state, memory."""
+"""What is recorded beside a result and never counts into its key: versions, machine, git state."""
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -67,24 +66,6 @@ def git_state(directory: Path) -> dict[str, Any] | None:
         "dirty": any(not line.startswith("#") for line in status),
         "remote": _git(directory, ["config", "--get", "remote.origin.url"]),
     }
-
-
-def reset_peak_memory() -> None:
-    """Start measuring this process's peak memory anew, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_memory_bytes() -> int:
-    """Most resident memory of this process since `reset_peak_memory`, or since its start where that has no effect."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _git(directory: Path, arguments: list[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.children import children, end_children
-from pipelines.evidence import peak_memory_bytes, reset_peak_memory, versions
+from pipelines.evidence import versions
 from pipelines.ladder import is_out_of_memory
 from pipelines.stage_log import captured_output, log_tail
 from pipelines.store import Manifest, Store, open_store
@@ -25,6 +25,7 @@ from pipelines.task import InputRef, Outcome, Task
 from stages import registry
 from stages.artifacts import Artifact
 from stages.errors import StoppedError, UserError
+from stages.memory import peak_memory_bytes, reset_peak_memory
 from stages.stage import Context, Stage
 
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from benchmarks.sources import source_model
 from benchmarks.turns import take_turns
 from grafts.loader import load_model
-from stages.agent.rollout_engine import Request, Sampling
-from stages.agent.rollout_transformers import TransformersEngine
+from stages.agent.rollout.engine import Request, Sampling
+from stages.agent.rollout.transformers_engine import TransformersEngine
 
 Write = Callable[[Sequence[list[int]]], list[list[int]]]
 """The turns that follow contexts."""

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.sources import PASSAGES, source_model
-from stages.agent.index import AgentIndex
-from stages.agent.questions import AgentQuestions
-from stages.agent.rl import AgentLearn
+from stages.agent.environment.index import AgentIndex
+from stages.agent.questions.stage import AgentQuestions
+from stages.agent.rl.stage import AgentLearn
 from stages.artifacts import Dataset, Model
 from stages.source.dataset import SourceDataset
 from stages.stage import Context, Stage

@@ -19,28 +19,34 @@ import argparse
 from pathlib import Path
 
 from benchmarks.environments import default_cache
+from benchmarks.publish import add_json_option, publish
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
-    kinds = parser.add_subparsers(dest="what", required=True)
-    for name, documents in (("throughput", 6000), ("duplicates", 1500), ("memory", 2000)):
-        kind = kinds.add_parser(name)
-        kind.add_argument("--documents", type=int, default=documents)
-        kind.add_argument("--cache", type=Path, default=default_cache(), help="where the peers are installed")
-        if name != "duplicates":
-            kind.add_argument("--model", type=Path, help="a model directory; SmolLM2-135M-Instruct without it")
-            kind.add_argument("--length", type=int, default=512, help="tokens of a window")
-        if name == "throughput":
-            kind.add_argument("--repetitions", type=int, default=3)
-    options = parser.parse_args()
+    options = _options()
     if options.what == "throughput":
         from benchmarks.data.throughput import compare as measure
     elif options.what == "duplicates":
         from benchmarks.data.duplicates import compare as measure
     else:
         from benchmarks.data.throughput import memory as measure
-    measure(options)
+    publish(measure(options), options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for name, documents in (("throughput", 6000), ("duplicates", 1500), ("memory", 2000)):
+        kind = kinds.add_parser(name)
+        kind.add_argument("--documents", type=int, default=documents)
+        kind.add_argument("--cache", type=Path, default=default_cache(), help="where the peers are installed")
+        add_json_option(kind)
+        if name != "duplicates":
+            kind.add_argument("--model", type=Path, help="a model directory; SmolLM2-135M-Instruct without it")
+            kind.add_argument("--length", type=int, default=512, help="tokens of a window")
+        if name == "throughput":
+            kind.add_argument("--repetitions", type=int, default=3)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,25 +12,32 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data.peers import python
+from benchmarks.data.peers import DATASKETCH, python
+from benchmarks.findings import SECONDS, Findings, Measure
 from stages.data.minhash import NUM_HASHES, band_keys, band_rows, near_duplicates, shingles, signature
 
 SIMILARITY = 0.8
 CHANGED = {"twin": 0.012, "relative": 0.06}
 """Share of the words replaced: Jaccard similarities of about 0.89 and 0.54."""
+RECALL, PRECISION = Measure("recall", "more"), Measure("precision", "more")
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> Findings:
+    """A row for each of the two."""
     texts, kinds = _corpus(options.documents, seed=0)
-    rows = {"regraft": _ours(texts), "datasketch": _theirs(texts, options.cache)}
-    print(f"{len(texts):,} documents, {kinds.count('twin')} twins, {kinds.count('relative')} relatives, ")
-    print(f"{NUM_HASHES} hashes, threshold {SIMILARITY}\n")
-    print(f"{'':12} {'recall':>7} {'precision':>10} {'seconds':>8}")
-    for name, (groups, seconds) in rows.items():
+    findings = Findings(
+        f"{len(texts):,} documents, {kinds.count('twin')} twins, {kinds.count('relative')} relatives, "
+        f"{NUM_HASHES} hashes, threshold {SIMILARITY}",
+        {"datasketch": DATASKETCH},
+    )
+    for name, (groups, seconds) in {"regraft": _ours(texts), "datasketch": _theirs(texts, options.cache)}.items():
         joined = [groups[index] == groups[index - 1] for index in range(len(texts))]
         hits = sum(joined[index] for index, kind in enumerate(kinds) if kind == "twin")
         alarms = len(texts) - len(set(groups))
-        print(f"{name:12} {hits / kinds.count('twin'):7.3f} {hits / alarms:10.3f} {seconds:8.2f}")
+        figures = {RECALL: hits / kinds.count("twin"), PRECISION: hits / alarms if alarms else 1.0, SECONDS: seconds}
+        findings.add("", name, figures)
+    findings.compare("regraft", "datasketch", RECALL, SECONDS)
+    return findings
 
 
 def _corpus(num: int, seed: int) -> tuple[list[str], list[str]]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data.peers import DATATROVE, python
+from benchmarks.findings import CPU_SECONDS, PEAK_MIB, Findings, Measure
 from benchmarks.sources import PASSAGES, source_model
 from stages.artifacts import Dataset, DatasetCard
 from stages.data.shards import TEXT
@@ -24,9 +22,11 @@ from stages.source.dataset import SourceDataset, SourceDatasetParams
 from stages.stage import Context
 
 CONTENDERS = ("regraft", "datasets.map", "datatrove")
+SPEED, TOKENS = Measure("MB/s", "more"), Measure("tokens")
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> Findings:
+    """A row for each contender."""
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         task = _task(work, options, options.documents)
@@ -35,29 +35,34 @@ def compare(options: argparse.Namespace) -> None:
             for name in CONTENDERS[:: 1 if number % 2 else -1]:
                 found[name].append(_measure(name, task, work, options))
                 print(f"{number + 1}/{options.repetitions} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    _machine()
-    print(f"{task['documents']:,} documents, {task['characters']:,} characters, {options.repetitions} repetitions\n")
-    print(f"{'':14} {'tokens':>10} {'MB/s':>8} {'min':>6} {'max':>6} {'CPU s':>7} {'peak MiB':>9} {'ratio':>6}")
-    rates = {name: [task["bytes"] / row["seconds"] / 1e6 for row in rows] for name, rows in found.items()}
-    best = max(statistics.median(rates[name]) for name in CONTENDERS[1:])
+    findings = Findings(
+        f"{task['documents']:,} documents, {task['characters']:,} characters; turns: {options.repetitions}",
+        {**_versions(), "datatrove": DATATROVE},
+    )
     for name, rows in found.items():
-        middle = statistics.median(rates[name])
-        cpu, peak = (statistics.median(row[key] for row in rows) for key in ("cpu_seconds", "peak_bytes"))
-        print(
-            f"{name:14} {rows[0]['tokens']:10,.0f} {middle:8.2f} {min(rates[name]):6.2f} {max(rates[name]):6.2f} "
-            f"{cpu:7.2f} {peak / 2**20:9.0f} {middle / best:6.2f}"
-        )
-    print("\nratio: to the faster of the other two")
+        figures = {
+            SPEED: [task["bytes"] / row["seconds"] / 1e6 for row in rows],
+            CPU_SECONDS: [row["cpu_seconds"] for row in rows],
+            PEAK_MIB: [row["peak_bytes"] / 2**20 for row in rows],
+            TOKENS: [row["tokens"] for row in rows],
+        }
+        findings.add("", name, figures)
+    for name in CONTENDERS[1:]:
+        findings.compare("regraft", name, SPEED, CPU_SECONDS, PEAK_MIB)
+    return findings
 
 
-def memory(options: argparse.Namespace) -> None:
-    _machine()
-    print(f"{'documents':>10} {'text MiB':>9} {'peak MiB':>9}")
-    for times in (1, 10):
+def memory(options: argparse.Namespace) -> Findings:
+    """The peak of `data.prepare` on a corpus and on ten of it."""
+    findings = Findings(f"data.prepare alone, windows of {options.length} tokens", _versions())
+    for times, name in ((1, "once"), (10, "ten times")):
         with tempfile.TemporaryDirectory() as directory:
             task = _task(Path(directory), options, options.documents, times)
             found = _measure("regraft", task, Path(directory), options)
-        print(f"{task['documents']:10,} {task['bytes'] / 2**20:9.1f} {found['peak_bytes'] / 2**20:9.0f}", flush=True)
+        figures = {Measure("text MiB"): task["bytes"] / 2**20, PEAK_MIB: found["peak_bytes"] / 2**20}
+        findings.add("", f"the text {name}, {task['documents']:,} documents", figures)
+    findings.compare(findings.rows[1].who, findings.rows[0].who, PEAK_MIB)
+    return findings
 
 
 def _task(work: Path, options: argparse.Namespace, num_documents: int, times: int = 1) -> dict:
@@ -99,8 +104,6 @@ def _measure(name: str, task: dict, work: Path, options: argparse.Namespace) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _machine() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}")
-    versions = [f"{name} {metadata.version(name)}" for name in ("tokenizers", "datasets", "pyarrow")]
-    print(", ".join([*versions, f"datatrove {DATATROVE}"]))
+def _versions() -> dict[str, str]:
+    names = ("tokenizers", "datasets", "pyarrow")
+    return {name: metadata.version(name) for name in names}

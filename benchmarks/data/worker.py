@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.evidence import peak_memory_bytes
+from stages.memory import peak_memory_bytes
 
 
 def ours(task: dict) -> dict[str, float]:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -23,10 +21,12 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.evaluation.contenders import Contender, Harness, Ours
+from benchmarks.findings import CPU_SECONDS, Findings, Measure
+from benchmarks.publish import add_json_option, publish
 from benchmarks.sources import PACKAGE, documents, source_model
-from stages.evaluate.timing import spread
 
 AGREEMENT = 1e-3
+SPEED, PERPLEXITY = Measure("tokens/s", "more"), Measure("perplexity")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def main() -> None:
                 print(
                     f"{number + 1}/{options.repetitions} {contender.name}: {found[contender.name][-1]}", file=sys.stderr
                 )
-    _print(found, ours, options)
+    publish(_findings(found, ours, options), options)
 
 
 def _options() -> argparse.Namespace:
@@ -65,6 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_json_option(parser)
     return parser.parse_args()
 
 
@@ -74,31 +75,30 @@ def _run(contender: Contender) -> Turn:
     return Turn(time.perf_counter() - start, time.process_time() - cpu_start, nats)
 
 
-def _print(found: dict[str, list[Turn]], ours: Ours, options: argparse.Namespace) -> None:
-    print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    print(", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "lm_eval")))
+def _findings(found: dict[str, list[Turn]], ours: Ours, options: argparse.Namespace) -> Findings:
     name = options.model.name if options.model else PACKAGE
-    print(
-        f"{name}, {options.dtype}, {ours.num_tokens} tokens in windows of "
-        f"{options.window}, batches of {options.batch}, {options.repetitions} turns each\n"
+    findings = Findings(
+        f"{name}, {options.dtype}, {ours.num_tokens} tokens in windows of {options.window}, batches of "
+        f"{options.batch}; turns: {options.repetitions}",
+        {"lm_eval": metadata.version("lm_eval")},
     )
-    print(f"{'tokens a second':24} {'min':>8} {'median':>8} {'max':>8} {'perplexity':>14}")
-    for name, turns in found.items():
-        perplexity = math.exp(turns[-1].nats / ours.num_tokens)
-        _row(name, [ours.num_tokens / turn.seconds for turn in turns], f"{perplexity:14.6f}")
-    first, second = found.values()
-    pairs = list(zip(first, second, strict=True))
-    _row("ratio", [theirs.seconds / mine.seconds for mine, theirs in pairs])
-    _row("ratio of CPU seconds", [theirs.cpu_seconds / mine.cpu_seconds for mine, theirs in pairs])
-    gap = abs(math.expm1((first[-1].nats - second[-1].nats) / ours.num_tokens))
-    print(f"\nperplexities differ by {gap:.1e} of their size, {'less' if gap < AGREEMENT else 'MORE'} than {AGREEMENT}")
-    if gap >= AGREEMENT:
-        raise SystemExit(1)
-
-
-def _row(name: str, values: list[float], last: str = "") -> None:
-    found = spread(values)
-    print(f"{name:24} {found['min']:8.4g} {found['median']:8.4g} {found['max']:8.4g} {last}")
+    for who, turns in found.items():
+        figures = {
+            SPEED: [ours.num_tokens / turn.seconds for turn in turns],
+            CPU_SECONDS: [turn.cpu_seconds for turn in turns],
+            PERPLEXITY: [math.exp(turn.nats / ours.num_tokens) for turn in turns],
+        }
+        findings.add("", who, figures)
+    first, second = found
+    findings.compare(first, second, SPEED, CPU_SECONDS)
+    nats = [turns[-1].nats for turns in found.values()]
+    gap = abs(math.expm1((nats[0] - nats[1]) / ours.num_tokens))
+    told = f"perplexities differ by {gap:.1e} of their size"
+    if gap < AGREEMENT:
+        findings.notes.append(f"The {told}, less than {AGREEMENT}.")
+    else:
+        findings.broken.append(f"perplexities agree to {AGREEMENT}; {told}")
+    return findings
 
 
 if __name__ == "__main__":

@@ -10,34 +10,39 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from benchmarks.turns import Turn, take_turns
+from benchmarks.findings import Findings, Measure
+from benchmarks.turns import take_turns
 from grafts import apply
 from grafts.hybrid.cache import cache_bytes
 from grafts.hybrid.graft import HybridHeads
 from grafts.loader import load_model
 
-HEADING = f"{'tokens':>7} {'model':12} {'read s':>8} {'ratio':>6} {'write ms/token':>15} {'ratio':>6} {'cache MiB':>10}"
+READ, WRITE = Measure("read s", "less"), Measure("write ms/token", "less")
+CACHE = Measure("cache MiB", "less")
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> Findings:
+    """A row for each context length and model."""
     models = _models(options)
-    print(f"{HEADING} {'ratio':>6}")
+    name = options.model.name if options.model else "Random Llama of 22 million parameters"
+    findings = Findings(
+        f"{name}, {options.dtype}, {options.device}, threads: {torch.get_num_threads()}, whole {options.by}s kept; "
+        f"turns: {options.repetitions}"
+    )
     for length in options.lengths:
         ids = torch.randint(models["full"].config.vocab_size, (1, length), device=options.device)
         reading = take_turns({name: _reader(model, ids) for name, model in models.items()}, options.repetitions)
         caches = {name: _reader(model, ids)() for name, model in models.items()}
-        kept = {name: cache_bytes(cache) for name, cache in caches.items()}
+        kept = {name: cache_bytes(cache) / 2**20 for name, cache in caches.items()}
         writers = {name: _writer(model, caches[name], options.tokens) for name, model in models.items()}
-        _print(length, reading, take_turns(writers, options.repetitions), kept, options.tokens)
-
-
-def _print(length: int, reading: dict[str, Turn], writing: dict[str, Turn], kept: dict[str, int], tokens: int) -> None:
-    for name, read in reading.items():
-        write, full_read, full_write = writing[name].seconds, reading["full"].seconds, writing["full"].seconds
-        print(
-            f"{length:7} {name:12} {read.seconds:8.3f} {read.seconds / full_read:6.2f} {write / tokens * 1e3:15.2f} "
-            f"{write / full_write:6.2f} {kept[name] / 2**20:10.2f} {kept[name] / kept['full']:6.2f}"
-        )
+        writing = take_turns(writers, options.repetitions)
+        for name in models:
+            write = [turn.seconds / options.tokens * 1e3 for turn in writing[name]]
+            figures = {READ: [turn.seconds for turn in reading[name]], WRITE: write, CACHE: kept[name]}
+            findings.add(f"{length} tokens", name, figures)
+    for name in list(models)[1:]:
+        findings.compare(name, "full", READ, WRITE, CACHE)
+    return findings
 
 
 def _models(options: argparse.Namespace) -> dict[str, PreTrainedModel]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
+from benchmarks.findings import CPU_SECONDS, SECONDS, Findings, Measure
 from benchmarks.turns import take_turns
 from grafts.hybrid.delta_rule import chunked
 from grafts.hybrid.heads import unit_length
@@ -17,18 +18,18 @@ from grafts.hybrid.heads import unit_length
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
-def measure(options: argparse.Namespace) -> None:
-    print(f"{'shape':14} {'ours ms':>9} {'theirs ms':>9} {'ratio':>6} {'CPU ratio':>9} {'difference':>11}")
+def measure(options: argparse.Namespace) -> Findings:
+    """A row for each shape and contender, with the largest difference of their outputs."""
+    way = "forward and backward" if options.backward else "forward"
+    findings = Findings(f"float32, {way}, threads: {torch.get_num_threads()}; turns: {options.repetitions}")
     for shape in options.shapes:
         inputs, run = _inputs(*map(int, shape.split("x"))), _backward if options.backward else _forward
-        contenders = {"ours": partial(run, chunked, inputs), "theirs": partial(run, _theirs, inputs)}
-        turns = take_turns(contenders, options.repetitions)
-        ours, theirs = turns["ours"], turns["theirs"]
+        contenders = {"regraft": partial(run, chunked, inputs), "transformers": partial(run, _theirs, inputs)}
         difference = (chunked(*inputs).output - _theirs(*inputs)[0]).abs().max().item()
-        print(
-            f"{shape:14} {ours.seconds * 1e3:9.1f} {theirs.seconds * 1e3:9.1f} {ours.seconds / theirs.seconds:6.2f} "
-            f"{ours.cpu_seconds / theirs.cpu_seconds:9.2f} {difference:11.1e}"
-        )
+        for name, turns in take_turns(contenders, options.repetitions).items():
+            findings.add(shape, name, {**turns.figures(), Measure("difference"): difference})
+    findings.compare("regraft", "transformers", SECONDS, CPU_SECONDS)
+    return findings
 
 
 def _inputs(num_tokens: int, num_heads: int, width: int) -> tuple[Tensor, ...]:

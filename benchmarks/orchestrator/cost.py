@@ -1,19 +1,24 @@
-"""What running and planning cost: CPU seconds of the process tree beside wall time, least, median and most."""
+"""What running and planning cost: CPU seconds of the process tree beside wall time, and memory."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
+from benchmarks.findings import CPU_SECONDS, PEAK_MIB, SECONDS, Findings, Measure
 from benchmarks.orchestrator.graphs import Graph, Shape, make_graph
-from benchmarks.orchestrator.measure import Cost, Spread, repeat, run
+from benchmarks.orchestrator.measure import Cost, run, turns
 from benchmarks.orchestrator.tools import QUIET, Tool
 
 Cold = tuple[str, int, dict[str, float]]
 """A graph, its stages, and the CPU seconds of a cold run by tool."""
-COLUMNS = ("what", "tool", "n", "CPU s, median (least–most)", "wall s", "peak MiB", "stages run", "CPU × regraft")
+RAN = Measure("stages run")
+EACH = Measure("CPU ms a stage", "less")
 
 
 @dataclass(frozen=True)
@@ -32,29 +37,26 @@ class Sizes:
         return cls((("chain", 10), ("diamonds", 1)), (200,), 1, 1, 1)
 
 
-def cost_table(tools: Sequence[Tool], place: Path, sizes: Sizes) -> str:
+def measure_runs(findings: Findings, tools: Sequence[Tool], place: Path, sizes: Sizes) -> None:
     """Cold runs, runs with nothing to do, and runs after one parameter of the last stage changed."""
-    rows, cold = [_header(COLUMNS)], []
-    for shape, count in sizes.runs:
-        graph = make_graph(shape, count)
-        name = f"{shape} of {count}" if shape != "diamonds" else f"{count} diamonds of {len(graph.above)}"
-        measured = {tool.name: _runs(tool, place, graph, sizes) for tool in tools}
-        for what in ("cold", "nothing to do", "one parameter"):
-            rows += _rows(f"{name}: {what}", {tool: costs[what] for tool, costs in measured.items()})
-        cold.append((name, len(graph.above), {tool: _median(costs["cold"]) for tool, costs in measured.items()}))
+    cold: list[Cold] = []
+    for shape, size in sizes.runs:
+        graph = make_graph(shape, size)
+        name = f"{shape} of {size}" if shape != "diamonds" else f"{size} diamonds of {len(graph.above)}"
+        measured = _runs(tools, place, graph, sizes)
+        for what, costs in measured.items():
+            _add(findings, f"{name}: {what}", costs)
+        cold.append((name, len(graph.above), {tool: _median(costs) for tool, costs in measured["cold"].items()}))
     for larger in cold[1:]:
-        rows += _per_stage(cold[0], larger)
-    return "\n".join(rows)
+        _add_each(findings, cold[0], larger)
 
 
-def plan_table(tools: Sequence[Tool], place: Path, sizes: Sizes) -> str:
+def measure_plans(findings: Findings, tools: Sequence[Tool], place: Path, sizes: Sizes) -> None:
     """Planning a fan of distinct stages that never ran."""
-    rows = [_header(COLUMNS)]
-    for count in sizes.plans:
-        graph = make_graph("fan", count)
-        costs = {tool.name: _plans(tool, place, graph, sizes.cold) for tool in tools}
-        rows += _rows(f"plan of {count:,}, never run", costs)
-    return "\n".join(rows)
+    for size in sizes.plans:
+        graph = make_graph("fan", size)
+        contenders = {tool.name: _planner(tool, place, graph) for tool in tools}
+        _add(findings, f"plan of {size:,}, never run", turns(sizes.cold, contenders))
 
 
 def noise(gauge: Tool, place: Path) -> str:
@@ -65,22 +67,28 @@ def noise(gauge: Tool, place: Path) -> str:
     return f"{wall:.2f} s wall, {cpu:.2f} s CPU ({verdict})"
 
 
-def _runs(tool: Tool, place: Path, graph: Graph, sizes: Sizes) -> dict[str, list[Cost]]:
-    cold = repeat(sizes.cold, lambda: _cold(tool, place, graph))
-    directory = place / tool.name
-    idle = repeat(sizes.idle, lambda: _counted(tool, directory))
-    marks = iter(range(1, sizes.changed + 1))
+def _runs(tools: Sequence[Tool], place: Path, graph: Graph, sizes: Sizes) -> dict[str, dict[str, list[Cost]]]:
+    """By what was done, then by tool."""
+    return {
+        "cold": turns(sizes.cold, {tool.name: partial(_cold, tool, place, graph) for tool in tools}),
+        "nothing to do": turns(sizes.idle, {tool.name: partial(_counted, tool, place / tool.name) for tool in tools}),
+        "one parameter": turns(sizes.changed, {tool.name: _changer(tool, place, graph) for tool in tools}),
+    }
+
+
+def _changer(tool: Tool, place: Path, graph: Graph) -> Callable[[], Cost]:
+    marks = count(1)
 
     def change() -> Cost:
-        tool.write(directory, graph.marked(graph.last, str(next(marks))))
-        return _counted(tool, directory)
+        tool.write(place / tool.name, graph.marked(graph.last, str(next(marks))))
+        return _counted(tool, place / tool.name)
 
-    return {"cold": cold, "nothing to do": idle, "one parameter": repeat(sizes.changed, change)}
+    return change
 
 
-def _plans(tool: Tool, place: Path, graph: Graph, times: int) -> list[Cost]:
+def _planner(tool: Tool, place: Path, graph: Graph) -> Callable[[], Cost]:
     directory = _fresh(tool, place, graph)
-    return repeat(times, lambda: run(tool.plan_command, directory, QUIET, may_fail=tool.may_fail_to_plan))
+    return lambda: run(tool.plan_command, directory, QUIET, may_fail=tool.may_fail_to_plan)
 
 
 def _cold(tool: Tool, place: Path, graph: Graph) -> Cost:
@@ -105,38 +113,26 @@ def _fresh(tool: Tool, place: Path, graph: Graph) -> Path:
     return directory
 
 
-def _header(columns: Sequence[str]) -> str:
-    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+def _add(findings: Findings, what: str, costs: dict[str, list[Cost]]) -> None:
+    for tool, found in costs.items():
+        if status := next((cost.status for cost in found if cost.status), 0):
+            findings.notes.append(f"{tool}, {what}: ended with {status}.")
+        figures = {
+            CPU_SECONDS: [cost.cpu_seconds for cost in found],
+            SECONDS: [cost.wall_seconds for cost in found],
+            PEAK_MIB: [cost.peak_mebibytes for cost in found],
+        }
+        ran = [cost.executed for cost in found if cost.executed is not None]
+        findings.add(what, tool, figures | ({RAN: ran} if ran else {}))
 
 
-def _rows(what: str, costs: dict[str, list[Cost]]) -> list[str]:
-    return [_row(what, tool, found, costs.get("regraft")) for tool, found in costs.items()]
-
-
-def _row(what: str, tool: str, costs: list[Cost], ours: list[Cost] | None) -> str:
-    cpu, wall = (Spread.of([getattr(cost, name) for cost in costs]) for name in ("cpu_seconds", "wall_seconds"))
-    peak = max(cost.peak_mebibytes for cost in costs)
-    executed = "/".join(dict.fromkeys("" if cost.executed is None else str(cost.executed) for cost in costs))
-    if any(cost.status for cost in costs):
-        executed = f"ended with {costs[-1].status}"
-    ratio = f"{cpu.median / Spread.of([cost.cpu_seconds for cost in ours]).median:.2f}" if ours else ""
-    cells = (what, tool, len(costs), _told(cpu), _told(wall), f"{peak:.0f}", executed, ratio)
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _told(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.least:.2f}–{spread.most:.2f})"
-
-
-def _per_stage(smaller: Cold, larger: Cold) -> list[str]:
+def _add_each(findings: Findings, smaller: Cold, larger: Cold) -> None:
     """CPU milliseconds that each further stage costs."""
     (small, few, less), (large, many, more) = smaller, larger
-    each = {tool: (cpu - less[tool]) / (many - few) * 1000 for tool, cpu in more.items()}
-    ours = each.get("regraft")
-    ratios = {tool: f"{ms / ours:.2f}" if ours else "" for tool, ms in each.items()}
-    what = f"a stage, from {small} to {large}"
-    return [f"| {what} | {tool} |  | {ms:.1f} ms |  |  |  | {ratios[tool]} |" for tool, ms in each.items()]
+    for tool, cpu in more.items():
+        each = (cpu - less[tool]) / (many - few) * 1000
+        findings.add(f"a stage, from {small} to {large}", tool, {EACH: each})
 
 
 def _median(costs: list[Cost]) -> float:
-    return Spread.of([cost.cpu_seconds for cost in costs]).median
+    return statistics.median(cost.cpu_seconds for cost in costs)

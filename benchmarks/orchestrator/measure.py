@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import threading
 import time
@@ -12,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.memory import peak_memory_bytes, peak_memory_of
+
 LONGEST_SECONDS = 1800.0
 ENOUGH_SECONDS = 120.0
 """Wall time after which a measure is not repeated any more."""
+LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,6 @@ class Cost:
     """Stages that ran, where that was counted."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Least, median and most of one figure."""
-
-    least: float
-    median: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(min(values), statistics.median(values), max(values))
-
-
 def run(command: Sequence[str], directory: Path, environment: Mapping[str, str], *, may_fail: bool = False) -> Cost:
     """Run `command` to its end. Raises RuntimeError with its output when it fails, unless it may."""
     log = directory / "command.log"
@@ -51,13 +40,39 @@ def run(command: Sequence[str], directory: Path, environment: Mapping[str, str],
         process = start(command, directory, environment, stream)
         clock = threading.Timer(LONGEST_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
         clock.start()
+        own = OwnPeak(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         clock.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode and not may_fail:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, process.returncode)
+    peak = own.peak_of_the_tree(usage.ru_maxrss * 1024)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 2**20, process.returncode)
+
+
+class OwnPeak(threading.Thread):
+    """Looks at the peak memory of a command while it runs.
+
+    The system's own figure at the end, `ru_maxrss`, begins with what the process that started the command had, so that
+    it says nothing of a command smaller than that.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.seen, self.floor = pid, 0, peak_memory_bytes()
+        self._ended = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self.seen = max(self.seen, peak_memory_of(self.pid) or 0)
+
+    def peak_of_the_tree(self, reported: int) -> int:
+        """Bytes of the largest process, given the `ru_maxrss` of the command and what it waited for."""
+        self._ended.set()
+        self.join()
+        return reported if reported > self.floor or not self.seen else self.seen
 
 
 def start(command: Sequence[str], directory: Path, environment: Mapping[str, str], log: object) -> subprocess.Popen:
@@ -66,9 +81,11 @@ def start(command: Sequence[str], directory: Path, environment: Mapping[str, str
     return subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, env=merged, start_new_session=True)  # type: ignore[arg-type]
 
 
-def repeat(times: int, measure: Callable[[], Cost]) -> list[Cost]:
-    """`measure`, at least once; no further once all of it took `ENOUGH_SECONDS`."""
-    costs: list[Cost] = []
-    while len(costs) < times and sum(cost.wall_seconds for cost in costs) < ENOUGH_SECONDS:
-        costs.append(measure())
-    return costs
+def turns(times: int, contenders: Mapping[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
+    """Each contender in turns, in opposite orders, at least once; not again once its own took `ENOUGH_SECONDS`."""
+    found: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for number in range(times):
+        for name in list(contenders)[:: -1 if number % 2 else 1]:
+            if sum(cost.wall_seconds for cost in found[name]) < ENOUGH_SECONDS:
+                found[name].append(contenders[name]())
+    return found

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.findings import Findings, Measure
 from benchmarks.orchestrator.graphs import make_graph
 from benchmarks.orchestrator.tools import Regraft
 
 FEW = 2
 """Stages of the run whose cost is that of any run."""
+WALL = Measure("wall ms", "less")
 
 
-def ray_table(place: Path, count: int, repeats: int = 3) -> str:
+def measure_ray(findings: Findings, place: Path, count: int, repeats: int = 3) -> None:
     """Wall milliseconds of each further stage of a chain, and of a bare task before and after."""
     from clusters.environment import prepare
     from clusters.profile import Profile
@@ -41,17 +43,12 @@ def ray_table(place: Path, count: int, repeats: int = 3) -> str:
     after = floor()
     keeper.close()
     stages = [(ms - statistics.median(few)) / (count - FEW) for ms in many]
-    rows = [
-        ("a bare Ray task, before and after", f"{before:.1f}, {after:.1f} ms"),
-        (f"a run of {FEW} stages", _told(few)),
-        (f"each further stage, up to {count}", _told(stages)),
-        ("the engine's own", f"{statistics.median(stages) - max(before, after):.1f} ms"),
-    ]
-    return "| on Ray, wall | |\n|---|---|\n" + "\n".join(f"| {what} | {cost} |" for what, cost in rows)
-
-
-def _told(ms: list[float]) -> str:
-    return f"{statistics.median(ms):.1f} ms ({min(ms):.1f}–{max(ms):.1f})"
+    findings.add("on Ray", "a bare task, before and after", {WALL: (before, after)})
+    findings.add("on Ray", f"a run of {FEW} stages", {WALL: few})
+    findings.add("on Ray", f"each further stage, up to {count}", {WALL: stages})
+    findings.notes.append(
+        f"On Ray, {statistics.median(stages) - max(before, after):.1f} ms of each further stage are the engine's own."
+    )
 
 
 def run_here(place: Path, count: int) -> None:

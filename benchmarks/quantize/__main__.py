@@ -19,12 +19,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from benchmarks.environments import default_cache
+from benchmarks.publish import add_json_option, publish
 
 
 def main() -> None:
+    options = _options()
+    if options.what == "gptq":
+        from benchmarks.quantize.oracle import compare as measure
+    else:
+        from benchmarks.quantize.latency import measure
+    publish(measure(options), options)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="what", required=True)
     gptq, latency = kinds.add_parser("gptq"), kinds.add_parser("latency")
@@ -40,13 +48,9 @@ def main() -> None:
     latency.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     latency.add_argument("--tokens", type=int, default=32, help="to write after each context")
     latency.add_argument("--repetitions", type=int, default=7)
-    options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    if options.what == "gptq":
-        from benchmarks.quantize.oracle import compare as measure
-    else:
-        from benchmarks.quantize.latency import measure
-    measure(options)
+    for kind in (gptq, latency):
+        add_json_option(kind)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

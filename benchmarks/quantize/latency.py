@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.turns import Turn, take_turns
+from benchmarks.findings import Findings, Measure
+from benchmarks.turns import take_turns
 from grafts import apply
 from grafts.lowrank.graft import Group, LowRank
 from grafts.lowrank.module import Projection
@@ -24,28 +25,32 @@ SHARED = (
     ("mlp.down_proj",),
 )
 """The linears of a decoder layer of Llama type that read the same input."""
-COLUMNS = ("tokens", "model", "B-products a layer", "read s", "÷ separate", "write ms", "÷ separate")
+READ, WRITE = Measure("read s", "less"), Measure("write ms/token", "less")
+PRODUCTS = Measure("B-products a layer", "less")
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace) -> None:
-    """Print a table for each context length: reading it, then writing a token after it."""
+def measure(options: argparse.Namespace) -> Findings:
+    """A row for each context length and model: reading it, then writing a token after it."""
     torch.manual_seed(0)
     models = _models(options)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    findings = Findings(
+        f"Random Llama of width {options.width}, {options.layers} layers, 4 bit, rank {options.rank}, "
+        f"threads: {torch.get_num_threads()}; turns: {options.repetitions}"
+    )
     for length in options.lengths:
         ids = torch.randint(models["plain"].config.vocab_size, (1, length))
         reading = take_turns({name: _reader(model, ids) for name, model in models.items()}, options.repetitions)
         writers = {name: _writer(model, _reader(model, ids)(), options.tokens) for name, model in models.items()}
         writing = take_turns(writers, options.repetitions)
         for name, model in models.items():
-            cells = (length, name, f"{_products(model) / options.layers:g}", *_told(reading, name, 1.0, "{:.3f}"))
-            print(f"| {' | '.join(map(str, (*cells, *_told(writing, name, 1e3 / options.tokens, '{:.2f}'))))} |")
-
-
-def _told(turns: dict[str, Turn], name: str, scale: float, style: str) -> tuple[str, str]:
-    own, separate = turns[name].seconds, turns["separate"].seconds
-    return style.format(own * scale), f"{own / separate:.3f}"
+            write = [turn.seconds / options.tokens * 1e3 for turn in writing[name]]
+            products = _products(model) / options.layers
+            figures = {PRODUCTS: products, READ: [turn.seconds for turn in reading[name]], WRITE: write}
+            findings.add(f"{length} tokens", name, figures)
+    for name in ("glowq", "glowq_s", "plain"):
+        findings.compare(name, "separate", READ, WRITE)
+    return findings
 
 
 def _models(options: argparse.Namespace) -> dict[str, PreTrainedModel]:

@@ -15,33 +15,51 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.environments import ensure
+from benchmarks.findings import CPU_SECONDS, Findings, Measure
 from benchmarks.quantize.moments import linears_with_moments
 from grafts.quantizers.gptq import gptq
 from grafts.rtn import dequantise, quantise
 
 PEER: Final = ("llmcompressor", "0.14.0.1")
 DAMPING: Final = 0.01
-COLUMNS: Final = ("bits", "linear", "nearest", "ours", "theirs", "ours ÷ theirs", "CPU ours ÷ theirs")
+ERROR: Final = Measure("output error", "less")
+NEAREST, OURS, THEIRS = "round to nearest", "regraft", "llmcompressor"
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Print a row for each linear and number of bits."""
+def compare(options: argparse.Namespace) -> Findings:
+    """A row for each number of bits and contender; instead of turns, figures are one for each linear."""
     torch.set_num_threads(1)
     python = ensure(options.cache, *PEER) / "python"
     found = linears_with_moments(options.model, options.layers, options.windows)
-    print(f"{' '.join(PEER)}, groups of {options.group_size}, asymmetric, damping {DAMPING}\n")
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    findings = Findings(
+        f"{len(found)} linears of layers {', '.join(map(str, options.layers))}, groups of {options.group_size}, "
+        f"asymmetric, damping {DAMPING}; spread over the linears",
+        dict([PEER]),
+    )
     for bits in options.bits:
         theirs = _theirs(python, found, bits, options.group_size)
-        for name, (weight, hessian) in found.items():
-            began = time.process_time()
-            settings = {"bits": bits, "group_size": options.group_size, "symmetric": False}
-            ours = dequantise(gptq(weight, hessian, **settings, damping=DAMPING, order="activation"))
-            seconds = time.process_time() - began
-            nearest = dequantise(quantise(weight, **settings))
-            errors = [output_error(weight, other, hessian) for other in (nearest, ours, theirs[name])]
-            ratio, pace = errors[1] / errors[2], seconds / theirs[f"{name}.cpu_seconds"].item()
-            print(f"| {bits} | {name} | {' | '.join(f'{error:.3e}' for error in errors)} | {ratio:.4f} | {pace:.2f} |")
+        for name, (errors, seconds) in _by_contender(found, theirs, bits, options.group_size).items():
+            findings.add(f"{bits} bits", name, {ERROR: errors, CPU_SECONDS: seconds} if seconds else {ERROR: errors})
+    findings.compare(OURS, THEIRS, ERROR, CPU_SECONDS)
+    findings.compare(OURS, NEAREST, ERROR)
+    return findings
+
+
+def _by_contender(
+    found: Mapping[str, tuple[Tensor, Tensor]], theirs: Mapping[str, Tensor], bits: int, group_size: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Output errors and CPU seconds, one for each linear."""
+    settings = {"bits": bits, "group_size": group_size, "symmetric": False}
+    made: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in (NEAREST, OURS, THEIRS)}
+    for name, (weight, hessian) in found.items():
+        began = time.process_time()
+        ours = dequantise(gptq(weight, hessian, **settings, damping=DAMPING, order="activation"))
+        made[OURS][1].append(time.process_time() - began)
+        made[THEIRS][1].append(theirs[f"{name}.cpu_seconds"].item())
+        rounded = {NEAREST: dequantise(quantise(weight, **settings)), OURS: ours, THEIRS: theirs[name]}
+        for who, other in rounded.items():
+            made[who][0].append(output_error(weight, other, hessian))
+    return made
 
 
 def output_error(weight_OI: Tensor, rounded_OI: Tensor, hessian_II: Tensor) -> float:

@@ -15,15 +15,23 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.findings import Findings, Measure
+from benchmarks.publish import add_json_option, publish
 from benchmarks.turns import take_turns
 from grafts import apply
 from grafts.recursive.decoding import DepthwiseDecoder
 from grafts.recursive.graft import Recursive
 
-COLUMNS = ("what", "leave after each loop", "loops a token", "tokens/s", "÷ generate")
+SPEED, LOOPS = Measure("tokens/s", "more"), Measure("loops a token")
+GENERATE = "generate"
 
 
 def main() -> None:
+    options = _options()
+    publish(measure(options), options)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recursive", description=__doc__.splitlines()[0])
     parser.add_argument("--loops", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
@@ -35,14 +43,12 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48, help="to decode after each prompt")
     parser.add_argument("--repetitions", type=int, default=5)
-    options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(options).items()) + "\n")
-    measure(options)
+    add_json_option(parser)
+    return parser.parse_args()
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Print a row for `generate` and for each share of tokens that leave."""
+def measure(options: argparse.Namespace) -> Findings:
+    """A row for `generate` and for each share of tokens that leave after each loop."""
     torch.manual_seed(0)
     model = _model(options)
     ids_NT = torch.randint(3, model.config.vocab_size, (options.prompts, options.prompt_tokens))
@@ -60,14 +66,24 @@ def measure(options: argparse.Namespace) -> None:
         made = decoder.generate(ids_NT.tolist(), options.tokens)
         loops[share] = sum(sum(one.loops) for one in made) / (options.prompts * options.tokens)
 
-    contenders = {f"depth-wise {share}": (lambda share=share: depthwise(share)) for share in shares}
-    turns = take_turns({"generate": lambda: _generate(model, ids_NT, options), **contenders}, options.repetitions)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    total, base = options.prompts * options.tokens, turns["generate"].seconds
-    print(f"| `generate` | – | {options.loops} | {total / base:.1f} | 1 |")
-    for share in shares:
-        seconds = turns[f"depth-wise {share}"].seconds
-        print(f"| depth-wise | {share:.0%} | {loops[share]:.2f} | {total / seconds:.1f} | {base / seconds:.2f} |")
+    contenders = {f"depth-wise, {share:.0%} leave": (lambda share=share: depthwise(share)) for share in shares}
+    turns = take_turns({GENERATE: lambda: _generate(model, ids_NT, options), **contenders}, options.repetitions)
+    total = options.prompts * options.tokens
+    findings = Findings(_setting(options))
+    for name, loop in zip(turns, (options.loops, *(loops[share] for share in shares)), strict=True):
+        findings.add("", name, {SPEED: [total / turn.seconds for turn in turns[name]], LOOPS: loop})
+    for name in contenders:
+        findings.compare(name, GENERATE, SPEED)
+    return findings
+
+
+def _setting(options: argparse.Namespace) -> str:
+    return (
+        f"Random Llama of width {options.width}, {options.layers} layers, vocabulary {options.vocabulary:,}, "
+        f"{options.loops} loops, rank {options.rank}; {options.prompts} prompts of {options.prompt_tokens} tokens, "
+        f"{options.tokens} more each, {options.rows} rows, threads: {torch.get_num_threads()}; "
+        f"turns: {options.repetitions}"
+    )
 
 
 def _model(options: argparse.Namespace) -> PreTrainedModel:

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,17 +22,19 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.environments import default_cache, ensure_beside
+from benchmarks.findings import Findings, Measure
+from benchmarks.publish import add_json_option, publish
 
 TRL = "1.16.0"
 CONTENDERS = {"lm": ("regraft", "transformers"), "kd": ("regraft", "regraft cache", "trl")}
 """The last of each is what the others are compared with."""
-COLUMNS = {
-    "tokens_per_second": "tokens/s",
-    "cpu_ms_per_token": "CPU ms/token",
-    "peak_gib": "GiB peak RSS",
-    "last_loss": "last loss",
+MEASURES = {
+    "tokens_per_second": Measure("tokens/s", "more"),
+    "cpu_ms_per_token": Measure("CPU ms/token", "less"),
+    "peak_gib": Measure("peak GiB", "less"),
+    "last_loss": Measure("last loss"),
 }
-"""What is measured, and its heading; the ratio is that of medians."""
+"""What a worker tells, and what is made of it."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
             for name in order:
                 found[name].append(_measure(name, model, work, options))
                 print(f"{number + 1}/{options.repetitions} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    _print(found, model, options)
+    publish(_findings(found, model, options), options)
 
 
 def _options() -> argparse.Namespace:
@@ -66,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--zero-stage", type=int, default=0, help="of our loop")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where TRL is installed")
+    add_json_option(parser)
     return parser.parse_args()
 
 
@@ -114,26 +115,22 @@ def _make_data(directory: Path, model: Path, options: argparse.Namespace) -> Non
     tokens_dataset(directory, model, num_windows=windows, sequence_length=options.length)
 
 
-def _print(found: dict[str, list[dict[str, float]]], model: Path, options: argparse.Namespace) -> None:
-    print(f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    print(
-        ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "deepspeed", "accelerate"))
-    )
-    print(
+def _findings(found: dict[str, list[dict[str, float]]], model: Path, options: argparse.Namespace) -> Findings:
+    findings = Findings(
         f"{options.task}, {options.precision}, {options.steps} steps of {options.batch} x {options.length} tokens, "
         f"micro-batch {options.micro_batch}, {'random Llama' if options.model is None else model.name}, "
-        f"{options.repetitions} repetitions, ZeRO {options.zero_stage}\n"
+        f"ZeRO {options.zero_stage}; turns: {options.repetitions}",
+        {"trl": TRL} if "trl" in found else {"accelerate": metadata.version("accelerate")},
     )
-    for key, unit in COLUMNS.items():
-        print(f"{unit:14} {'min':>10} {'median':>10} {'max':>10} {'ratio':>8}")
-        base = statistics.median(row[key] for row in list(found.values())[-1])
-        for name in found:
-            values = [row[key] for row in found[name]]
-            middle = statistics.median(values)
-            print(f"{name:14} {min(values):10.4g} {middle:10.4g} {max(values):10.4g} {middle / base:8.3f}")
-        print()
+    for name, rows in found.items():
+        findings.add("", name, {measure: [row[key] for row in rows] for key, measure in MEASURES.items()})
+    *ours, theirs = found
+    for name in ours:
+        findings.compare(name, theirs, *MEASURES.values())
     if "regraft cache" in found:
-        print(f"the cache has {found['regraft cache'][-1]['cache_bytes_per_token']:.0f} bytes a token")
+        num_bytes = found["regraft cache"][-1]["cache_bytes_per_token"]
+        findings.notes.append(f"The teacher's cache has {num_bytes:.0f} bytes a token.")
+    return findings
 
 
 if __name__ == "__main__":

@@ -46,9 +46,15 @@ class Row:
     note: str = ""
     curves: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def amount(self) -> str:
+        """`1,000 of 6,000 documents`, or `1,000 documents` where nobody knows how many there are."""
+        of = f" of {self.total:,.0f}" if self.total else ""
+        return f"{self.done:,.0f}{of} {self.unit}"
+
     def left_seconds(self, now: float) -> float | None:
-        """The estimated rest, from the rate since the first progress."""
-        if self.first is None or self.done <= self.first[1]:
+        """The estimated rest, from the rate since the first progress; None while there is none."""
+        if not self.total or self.first is None or self.done <= self.first[1]:
             return None
         rate = (self.done - self.first[1]) / max(1e-9, now - self.first[0])
         return (self.total - self.done) / rate
@@ -128,13 +134,13 @@ class LiveView(AbstractContextManager["LiveView"]):
         clock = format_duration(row.seconds) if row.seconds else ""
         if row.state == "running":
             clock = format_duration(now - row.began)
-            if row.total:
-                bar = ProgressBar(total=row.total, completed=row.done, width=20)
+            if row.unit:
+                bar = ProgressBar(total=row.total, completed=row.done, width=20) if row.total else ""
                 left = row.left_seconds(now)
                 note = ", ".join(
                     part
                     for part in (
-                        f"{row.done:,.0f} of {row.total:,.0f} {row.unit}",
+                        row.amount,
                         f"{format_duration(left)} left" if left is not None else "",
                         format_metrics(row.curves, most=2),
                     )
@@ -177,7 +183,7 @@ class LineView(AbstractContextManager["LineView"]):
             self.told[row.name] = time.monotonic()
             left = row.left_seconds(time.monotonic())
             estimate = f", {format_duration(left)} left" if left is not None else ""
-            return f"{row.done:,.0f} of {row.total:,.0f} {row.unit}{estimate}"
+            return f"{row.amount}{estimate}"
         return ""
 
 

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from stages.artifacts import Dataset, DatasetCard, Model
 from stages.data.drops import Drops
 from stages.data.filters import Rule
+from stages.data.packing import Packer
 
 FIGURE: Final = "dropped.svg"
 MEANINGS: Final[Mapping[str, str]] = {
@@ -17,6 +19,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "empty": "nothing is left after normalising",
     "short": "fewer characters than min_characters",
     "long": "more characters than max_characters",
+    "bad_words": "holds a word or phrase of the list",
     "language": "another language, or not surely enough",
     "contaminated": "shares a run of words with an evaluation set",
     "duplicates": "equals another document",
@@ -31,6 +34,41 @@ def dropped_counts(drops: Drops, filters: Sequence[str]) -> dict[str, float]:
     for reason, count in drops.counts.items():
         families[reason.partition(".")[0]] += count
     return {f"dropped_{reason}": families[reason] for reason in reasons}
+
+
+def prepared_figures(
+    num_kept: int, drops: Drops, sides: Mapping[str, Packer], filters: Sequence[str]
+) -> dict[str, float]:
+    """The metrics of the stage: documents read, kept, dropped by reason, and what is on each side."""
+    figures = {
+        "documents": drops.num_read,
+        "kept_documents": num_kept,
+        "unused_documents": num_kept - sum(packer.num_documents for packer in sides.values()),
+        **dropped_counts(drops, filters),
+    }
+    if "c4" in filters:
+        figures["c4_lines_removed"] = drops.removed_lines
+    for name, packer in sides.items():
+        figures[f"{name}_documents"] = packer.num_documents
+        figures[f"{name}_windows"] = packer.num_windows
+        figures[f"{name}_tokens"] = packer.num_windows * packer.length
+        figures[f"{name}_bytes"] = packer.num_bytes
+        figures[f"{name}_tail_tokens"] = packer.num_tail_tokens
+    return figures
+
+
+def prepared_card(packer: Packer, text: Dataset, model: Model) -> DatasetCard:
+    """What the windows that `packer` wrote declare of themselves, being of `text` in the tokens of `model`."""
+    return DatasetCard(
+        schema="tokens",
+        num_rows=packer.num_windows,
+        num_bytes=packer.num_bytes,
+        num_tokens=packer.num_windows * packer.length,
+        sequence_length=packer.length,
+        tokenizer=model.tokenizer_fingerprint,
+        licence=text.card.licence,
+        source=text.card.source,
+    )
 
 
 def drop_table(drops: Drops, rules: Sequence[Rule]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The second step over a corpus: unique documents in one Arrow file, in an order that does not depend on how they came.
 
 Everything is decided in the order of the documents' digests, so neither the order of the input nor the portions it was
-screened in have a say. Texts and signatures stay on disk; memory holds some fifty bytes a document.
+screened in have a say. Texts and signatures stay on disk; memory holds some sixty bytes a document.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ BLOCK_ROWS = 2**16
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in one Arrow file in batches of `BATCH_DOCUMENTS`, and their digests, uint64 [N, 2]."""
+    """N documents in one Arrow file, in batches of `BATCH_DOCUMENTS`."""
 
     file: Path
     digests: np.ndarray
+    """Of their texts, uint64 [N, 2]."""
+    splits: np.ndarray
+    """What decides their side of the split, uint64 [N]."""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -40,7 +43,7 @@ class Corpus:
         """The documents' numbers in the order of `seed`, int64 [N]. It depends on seed and texts alone."""
         salt = np.frombuffer(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), np.uint64)
         high, low = self.digests.T
-        return np.lexsort((low, scramble(high ^ salt)))
+        return np.lexsort((self.splits, low, scramble(high ^ salt)))
 
 
 def read_documents(file: Path, numbers: Sequence[int]) -> list[str]:
@@ -92,10 +95,9 @@ def unite(portions: Sequence[Portion], file: Path, drops: Drops, *, exact: bool,
     similarity of at least that. Of each group the document with the smallest digest stays.
     """
     kept = Portions(portions)
-    digests_N2 = np.concatenate(
-        [np.zeros((0, 2), np.uint64), *(_fixed(batch, "digest", np.uint64) for batch in kept.batches())]
-    )
-    canonical = np.lexsort((digests_N2[:, 1], digests_N2[:, 0]))
+    digests_N2 = np.concatenate([np.zeros((0, 2), np.uint64), *(_digests(batch) for batch in kept.batches())])
+    splits_N = np.concatenate([np.zeros(0, np.uint64), *(_splits(batch) for batch in kept.batches())])
+    canonical = np.lexsort((splits_N, digests_N2[:, 1], digests_N2[:, 0]))
     stays = np.ones(len(kept), bool)
     if exact:
         sorted_N2 = digests_N2[canonical]
@@ -117,7 +119,7 @@ def unite(portions: Sequence[Portion], file: Path, drops: Drops, *, exact: bool,
             lambda index: f"resembles {kept.row(original[index])['where']}",
         )
     _write(kept, stays, file)
-    return Corpus(file, digests_N2[stays])
+    return Corpus(file, digests_N2[stays], splits_N[stays])
 
 
 def _first_of_group(kept: Portions, unique: np.ndarray, similarity: float, file: Path) -> np.ndarray:
@@ -142,6 +144,14 @@ def _band(signatures_NH: np.ndarray, rows: int, band: int) -> np.ndarray:
     starts = range(0, len(signatures_NH), BLOCK_ROWS)
     blocks = [band_keys(signatures_NH[start : start + BLOCK_ROWS], rows, band) for start in starts]
     return np.concatenate([np.zeros(0, np.uint64), *blocks])
+
+
+def _digests(batch: pa.RecordBatch) -> np.ndarray:
+    return _fixed(batch, "digest", np.uint64)
+
+
+def _splits(batch: pa.RecordBatch) -> np.ndarray:
+    return batch.column(batch.schema.get_field_index("split")).to_numpy()
 
 
 def _fixed(batch: pa.RecordBatch, name: str, kind: type[np.generic]) -> np.ndarray:

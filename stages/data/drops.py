@@ -56,6 +56,11 @@ class Drops:
     def _show(self, reason: str, samples: Iterable[Sample]) -> None:
         self.samples[reason] = sorted([*self.samples.get(reason, []), *samples])[:SAMPLES]
 
+    def told(self) -> str:
+        """The commonest reasons, with their counts; "" when nothing was dropped."""
+        told = [f"{count:,} {reason}" for reason, count in self.counts.most_common(5) if count]
+        return ", ".join(told) + (", …" if len(self.counts) > 5 else "")
+
     def as_json(self) -> dict[str, Any]:
         """Plain values, from which `from_json` makes it again."""
         samples = {reason: [asdict(sample) for sample in found] for reason, found in self.samples.items()}

@@ -12,7 +12,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from stages.data.corpus import read_documents
-from stages.data.screening import document_digest
 from stages.errors import UserError
 
 Separator = Literal["eos", "blank-line"]
@@ -69,16 +68,15 @@ def _runs(texts: list[str]) -> Iterator[list[str]]:
 
 
 class EncodingTask(NamedTuple):
-    """Documents of a corpus to encode, and the share of all documents that is held out."""
+    """Documents of a corpus to encode, by their numbers, and the directory of the model that has the tokenizer."""
 
     corpus: Path
     numbers: np.ndarray
     model: Path
-    heldout_fraction: float
 
 
 class Encoded(NamedTuple):
-    """D documents: their ids one after another, and for each its number, tokens, UTF-8 bytes and side."""
+    """D documents: their ids one after another, and for each its number, tokens and UTF-8 bytes."""
 
     ids: np.ndarray
     """int32 [tokens]."""
@@ -86,7 +84,6 @@ class Encoded(NamedTuple):
     """[D], like those that follow."""
     lengths: np.ndarray
     num_bytes: np.ndarray
-    heldout: np.ndarray
 
 
 def encode_documents(task: EncodingTask) -> Encoded:
@@ -98,13 +95,7 @@ def encode_documents(task: EncodingTask) -> Encoded:
         task.numbers,
         np.array([len(ids) for ids in found]),
         np.array([len(text.encode()) for text in texts]),
-        np.array([is_heldout(text, task.heldout_fraction) for text in texts]),
     )
-
-
-def is_heldout(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out side: a function of its text, whatever else the corpus holds."""
-    return int.from_bytes(document_digest(text, "split")[:8], "big") < fraction * 2**64
 
 
 @lru_cache(maxsize=2)

@@ -80,7 +80,7 @@ def _gopher_repetition() -> list[Rule]:
 
 
 def _c4() -> list[Rule]:
-    """Raffel et al., 1910.10683, 2.2; sentences are those that `c4_lines` leaves. Its list of bad words is left out."""
+    """Raffel et al., 1910.10683, 2.2; sentences are those that `c4_lines` leaves. Its bad words: `word_list.py`."""
     return [
         Rule("max_lorem_ipsum", measures.lorem_ipsum, "<=", 0, of_page=True),
         Rule("max_curly_brackets", measures.curly_brackets, "<=", 0, of_page=True),

@@ -1,8 +1,8 @@
 """The first pass over a corpus: each document normalised and judged by itself, in portions that go anywhere.
 
-A portion is a row group of a shard. What it keeps lands in an Arrow file with each document's digest and, where
-near-duplicates are looked for, its MinHash signature; what it drops lands in a JSON file beside it, whose presence says
-that the portion is done: a stage that is tried again goes on from there.
+A portion is a row group of a shard. What it keeps lands in an Arrow file with each document's digest, the key that
+decides its side of the split and, where near-duplicates are looked for, its MinHash signature; what it drops lands in a
+JSON file beside it, whose presence says that the portion is done: a stage that is tried again goes on from there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from stages.data.filters import Rule, c4_lines, first_broken, rules_of
 from stages.data.language import language_of
 from stages.data.minhash import NUM_HASHES, shingles, signature
 from stages.data.reading import Row, read_texts
+from stages.data.splitting import split_key
+from stages.data.word_list import WordList
 from stages.errors import UserError
 
 DIGEST_BYTES: Final = 16
-KEPT: Final = pa.schema([("text", pa.string()), ("digest", pa.binary(DIGEST_BYTES)), ("where", pa.string())])
+KEPT: Final = pa.schema(
+    [("text", pa.string()), ("digest", pa.binary(DIGEST_BYTES)), ("split", pa.uint64()), ("where", pa.string())]
+)
 SIGNED: Final = KEPT.append(pa.field("signature", pa.binary(4 * NUM_HASHES)))
 
 
@@ -70,6 +74,7 @@ class Screening:
     min_language_probability: float = 0.0
     filters: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
     ngrams: Path | None = None
     """File of the evaluation texts' n-grams of `ngram_words` words."""
     ngram_words: int = 13
@@ -82,6 +87,11 @@ class Screening:
         """The rules of its filters."""
         return rules_of(self.filters, self.thresholds)
 
+    @cached_property
+    def word_list(self) -> WordList:
+        """`bad_words`, ready to be looked for."""
+        return WordList(self.bad_words)
+
     def judge(self, text: str) -> Verdict:
         """Normalise a document and say whether to keep it."""
         text = page = normalise(text, self.unicode, self.white_space)
@@ -89,7 +99,8 @@ class Screening:
             return Verdict(text, "empty")
         if "c4" in self.filters:
             text = c4_lines(page)
-        found = self._length(text) or self._broken(page, text) or self._language(text) or self._shared(text)
+        found = self._length(text) or self._broken(page, text) or self._worded(text)
+        found = found or self._language(text) or self._shared(text)
         return Verdict(page, *found) if found else Verdict(text)
 
     def _length(self, text: str) -> Reason | None:
@@ -117,6 +128,10 @@ class Screening:
                 return rule.name, f"{value:.4g}, kept {rule.keep} {rule.bound:g}"
         return None
 
+    def _worded(self, text: str) -> Reason | None:
+        found = self.word_list.first_in(text) if self.bad_words else None
+        return ("bad_words", f"holds “{found}”") if found else None
+
     def _shared(self, text: str) -> Reason | None:
         if self.ngrams is None:
             return None
@@ -139,9 +154,9 @@ def normalise(text: str, unicode: str = "NFC", white_space: str = "collapse") ->
     return (re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text).strip()
 
 
-def document_digest(text: str, salt: str = "") -> bytes:
-    """16 bytes that depend on the text (and the salt) alone."""
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES, key=salt.encode()).digest()
+def document_digest(text: str) -> bytes:
+    """16 bytes that depend on the text alone."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def screen(screening: Screening, portion: Portion) -> Drops:
@@ -167,7 +182,7 @@ def screen(screening: Screening, portion: Portion) -> Drops:
     return drops
 
 
-def _kept(rows: list[Row], screening: Screening, shard: Path, drops: Drops) -> Iterator[tuple[str | bytes, ...]]:
+def _kept(rows: list[Row], screening: Screening, shard: Path, drops: Drops) -> Iterator[tuple[str | bytes | int, ...]]:
     for row in rows:
         drops.num_read += 1
         where = f"{shard.name} row {row.number}"
@@ -183,7 +198,8 @@ def _kept(rows: list[Row], screening: Screening, shard: Path, drops: Drops) -> I
             continue
         drops.removed_lines += _lines_removed(row.text or "", verdict.text, screening)
         signed = (signature(shingles(verdict.text)).tobytes(),) if screening.signed else ()
-        yield verdict.text, digest, where, *signed
+        # The split goes by the document as it came: what a filter takes out of it must not change its side.
+        yield verdict.text, digest, split_key(row.text or ""), where, *signed
 
 
 def _lines_removed(before: str, after: str, screening: Screening) -> int:

@@ -84,6 +84,7 @@ class ProxyRank(Stage):
 
     def run(self, context: Context) -> None:
         """Sort the reports into tables, refuse, rank, compare, draw and report."""
+        from stages.proxy.comparison import FILE, comparison, markdown
         from stages.proxy.judgement import judge
 
         judged = judge(context.inputs["proxies"], context.inputs.get("larger") or [], self.params, context.seed)
@@ -97,8 +98,9 @@ class ProxyRank(Stage):
             )
         figures = judged.figures()
         context.metrics(**figures)
-        drawn = _draw(context, judged)
-        details = {**judged.details(), "parameters": self.params.identity(), "figures": drawn}
+        drawn, rows = _draw(context, judged), comparison(judged.tables, judged.target)
+        (context.output("report") / FILE).write_text(markdown(rows), encoding="utf-8")
+        details = {**judged.details(), "comparison": rows, "parameters": self.params.identity(), "figures": drawn}
         write_report(context.output("report"), "Ranking of data recipes", figures, details)
 
 

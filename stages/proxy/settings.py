@@ -39,7 +39,7 @@ class ProxyParameters(TrainingParameters):
     evaluations: Annotated[int, Field(ge=1)] = 8
     """Evaluations on the held-out text while training, evenly spaced; the last is at the end."""
     validation_windows: Annotated[int, Field(ge=1)] = 64
-    """Windows of each held-out dataset that are measured, from the start."""
+    """Windows of each held-out dataset that are measured, evenly spaced over it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

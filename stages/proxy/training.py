@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -45,6 +46,11 @@ def new_llama(params: ProxyParameters, source: Model, max_positions: int, seed: 
         return LlamaForCausalLM(config)
 
 
+def spread(windows: TokenWindows, limit: int) -> Tensor:
+    """At most `limit` of the windows [N, T], evenly spaced: the first ones might all be of one long document."""
+    return windows.stack(np.linspace(0, len(windows) - 1, min(limit, len(windows))).round().astype(int).tolist())
+
+
 def non_embedding_parameters(model: nn.Module) -> int:
     """Parameters outside the embeddings, shared ones once."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(EMBEDDINGS))
@@ -74,7 +80,7 @@ class ProxyTraining(WindowRecipe):
         """Map the data and read the held-out windows [N, T] of each domain."""
         self._worker, self._windows = worker, TokenWindows(self.data, self.cache)
         limit = self.params.validation_windows
-        self._held = [TokenWindows(each, self.cache).tensor(limit) for each in self.validation]
+        self._held = [spread(TokenWindows(each, self.cache), limit) for each in self.validation]
 
     @property
     def windows(self) -> TokenWindows:

@@ -6,33 +6,25 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, DatasetCard, Report, write_report
 from stages.errors import UserError
+from stages.source.files import dataset_files, of_one_kind
 from stages.source.generated import GENERATED_TEXT, generated_text, is_generated
 from stages.source.licence import card_licence, reference_licence
-from stages.source.locate import HubReference, hub_reference, listing, locate
+from stages.source.locate import HubReference, hub_reference
 from stages.source.remote import RemoteFile, remote_files
 from stages.stage import EXECUTION, Context, Output, Parameters, Source, Stage
 
 if TYPE_CHECKING:
     from stages.source.documents import Document
 
-RECORDS: Final = frozenset({".jsonl", ".json", ".parquet", ".csv"})
-"""Kinds of files that hold a document a record."""
-TEXTS: Final = frozenset(
-    {".txt", ".md", ".rst", ".tex", ".py", ".pyi", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".hpp"}
-    | {".go", ".rs", ".rb", ".sh", ".sql", ".r", ".jl"}
-)
-"""Kinds of files that are one document each."""
-SUFFIXES: Final = RECORDS | TEXTS
 SHOWN_FAULTS: Final = 20
 """Bad rows that the report names."""
 BATCH_DOCUMENTS: Final = 1000
-AnyFile = TypeVar("AnyFile", Path, RemoteFile)
 Origin = HubReference | list[Path] | list[RemoteFile] | str
 """A hub dataset, files here or elsewhere, or the name of what is generated."""
 
@@ -44,7 +36,8 @@ class SourceDatasetParams(Parameters):
     """`package:NAME/path/in/it` (a file shipped in an installed package), `hub:ORG/NAME@REVISION` (a commit or a tag),
     a local file, directory or glob, which count by their content, a URL such as `s3://BUCKET/data/*.parquet`, whose
     files count by their ETag, or `generated:text`, documents to try a pipeline with. .jsonl, .json, .parquet and .csv
-    files hold a document a record; .txt, .md and source code such as .py are a document a file."""
+    files hold a document a record; .txt, .md and source code such as .py are a document a file. All but .parquet may
+    be compressed, as .jsonl.gz."""
     text_field: str = "text"
     """Field or column that holds the text, where files have fields."""
     config: str | None = None
@@ -212,7 +205,7 @@ class SourceDataset(Stage):
     def _origin(self) -> Origin:
         text = self.params.dataset
         if "://" in text:
-            return _of_one_kind(remote_files(text), text)
+            return of_one_kind(remote_files(text), text)
         if is_generated(text, GENERATED_TEXT):
             return text
         return hub_reference(text) if text.startswith("hub:") else dataset_files(text)
@@ -233,48 +226,3 @@ class SourceDataset(Stage):
     def _source_name(self) -> str:
         pinned = self.params.dataset.startswith(("hub:", "package:", "generated:")) or "://" in self.params.dataset
         return self.params.dataset if pinned else Path(self.params.dataset).name
-
-
-def dataset_files(text: str) -> list[Path]:
-    """The data files that a path, directory or glob names, sorted. Raises UserError for none, and for mixed kinds.
-
-    A directory gives its records and .txt files; one without any gives its other texts and source code.
-    """
-    folder, pattern = _split_glob(text)
-    path = locate(folder)
-    if path.is_file():
-        files = [path]
-    elif pattern:
-        files = sorted(file for file in path.glob(pattern) if file.is_file())
-    else:
-        every = sorted(file for file in path.rglob("*") if file.is_file())
-        data = [file for file in every if file.suffix in RECORDS or file.suffix == ".txt"]
-        files = data or [file for file in every if file.suffix in TEXTS]
-    if not files or not all(file.suffix in SUFFIXES for file in files):
-        names = sorted(file.name for file in files or path.iterdir())
-        raise UserError(
-            f"{text!r} names no data file: found {listing(names)}", fix=f"readable are {', '.join(sorted(SUFFIXES))}"
-        )
-    return _of_one_kind(files, text)
-
-
-def _of_one_kind(files: list[AnyFile], text: str) -> list[AnyFile]:
-    """The files, if all hold records of one kind or all are documents. Raises UserError."""
-    suffixes = sorted({file.suffix for file in files})
-    if not SUFFIXES.issuperset(suffixes):
-        raise UserError(
-            f"{text!r} has {' and '.join(suffixes)} files", fix=f"readable are {', '.join(sorted(SUFFIXES))}"
-        )
-    if len(suffixes) > 1 and not TEXTS.issuperset(suffixes):
-        folder = _split_glob(text)[0].rstrip("/")
-        raise UserError(
-            f"{text!r} mixes {' and '.join(suffixes)} files", fix=f"choose with a glob: {folder}/*{suffixes[0]}"
-        )
-    return files
-
-
-def _split_glob(text: str) -> tuple[str, str]:
-    """`data/*/x.jsonl` as (`data`, `*/x.jsonl`); the second part is "" without wildcards."""
-    parts = text.split("/")
-    wild = next((index for index, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
-    return "/".join(parts[:wild]) or ("/" if text.startswith("/") else "."), "/".join(parts[wild:])

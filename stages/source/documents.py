@@ -7,18 +7,22 @@ on. What makes a whole source unreadable, such as a field that is not there, is 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data.reading import fault_of
 from stages.errors import UserError
+from stages.source.files import GZIP, kind_of
 from stages.source.hub import endpoint, refused, require_pinned, transport_errors, unreachable
 from stages.source.locate import HubReference, listing, nearest
 
@@ -36,13 +40,31 @@ class Document:
 
 
 def read_file(file: Path, field: str) -> Iterator[Document]:
-    """The documents of `file`, by its suffix. Raises UserError when the file is gone or has no such field."""
+    """The documents of `file`, by its kind. Raises UserError when the file is gone or has no such field."""
+    read = READERS.get(kind_of(file.name), _read_txt)
     try:
-        yield from READERS.get(file.suffix, _read_txt)(file, field)
+        yield from read(file, field) if file.suffix != GZIP else _unpacked(read(file, field))
     except FileNotFoundError:
         raise UserError(
             f"{file} is gone since the run began", fix="put it back; files may not change while a run reads them"
         ) from None
+
+
+def _unpacked(documents: Iterator[Document]) -> Iterator[Document]:
+    """`documents`, and where their file can be unpacked no further, that as a fault."""
+    count = 0
+    try:
+        for document in documents:
+            yield document
+            count += 1
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        fault = f"is not gzip that can be read after {count} documents: {error}"
+        yield Document("", None, fault, "the file is damaged or cut off; fetch it again")
+
+
+def _open(file: Path) -> IO[bytes]:
+    """`file` for reading, unpacked."""
+    return cast("IO[bytes]", gzip.open(file)) if file.suffix == GZIP else file.open("rb")
 
 
 def read_hub(reference: HubReference, config: str | None, split: str, field: str) -> Iterator[Document]:
@@ -80,7 +102,7 @@ def hub_licence(reference: HubReference) -> str:
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[Document]:
-    with file.open("rb") as lines:
+    with _open(file) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -96,16 +118,30 @@ def _read_jsonl(file: Path, field: str) -> Iterator[Document]:
 
 
 def _read_json(file: Path, field: str) -> Iterator[Document]:
+    """A list of records or, as corpora have it under this name too, a record a line."""
+    with _open(file) as lines:
+        first = lines.readline()
+        if _is_record(first):
+            yield from _read_jsonl(file, field)
+            return
+        content = first + lines.read()
     try:
-        records = json.loads(file.read_bytes())
+        records = json.loads(content)
     except ValueError as error:
-        yield Document("", None, f"is not JSON: {error}", "name it .jsonl if it holds a record a line")
+        yield Document("", None, f"is not JSON: {error}", "it holds a list of records, or a record a line")
         return
     if not isinstance(records, list):
         yield Document("", None, f"holds a {type(records).__name__}, expected a list of records", "write it as .jsonl")
         return
     for number, record in enumerate(records):
         yield _document(record, field, f" record {number}")
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _read_parquet(file: Path, field: str) -> Iterator[Document]:
@@ -144,7 +180,7 @@ def _parquet_document(value: Any, field: str, place: str) -> Document:
 
 def _read_csv(file: Path, field: str) -> Iterator[Document]:
     csv.field_size_limit(sys.maxsize)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with io.TextIOWrapper(_open(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
         if field not in (reader.fieldnames or []):
             raise _no_field(field, list(reader.fieldnames or []), str(file))
@@ -155,7 +191,8 @@ def _read_csv(file: Path, field: str) -> Iterator[Document]:
 def _read_txt(file: Path, field: str) -> Iterator[Document]:
     del field
     try:
-        yield _document({"text": file.read_bytes().decode("utf-8-sig")}, "text", "")
+        with _open(file) as content:
+            yield _document({"text": content.read().decode("utf-8-sig")}, "text", "")
     except UnicodeDecodeError as error:
         yield Document("", None, f"is not UTF-8: {error}", "convert it, for instance with iconv")
 

@@ -24,11 +24,6 @@ class RemoteFile:
         """The last part of the URL."""
         return PurePosixPath(self.url).name
 
-    @property
-    def suffix(self) -> str:
-        """Of the name, as `.jsonl`."""
-        return PurePosixPath(self.url).suffix
-
     def __str__(self) -> str:
         return self.url
 

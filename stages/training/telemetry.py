@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from stages.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from stages.training.recipe import Worker
@@ -51,5 +51,4 @@ def peak_memory() -> int:
     """Most bytes this process has held: of the CUDA device where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_memory_bytes()

@@ -15,15 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from grafts.loader import save_model
-from stages.agent.collection import build
-from stages.agent.environment import Task
-from stages.agent.episodes import Episode, Limits, play, scripted
-from stages.agent.messages import Message, ToolCall, parse_turn, write_turn
-from stages.agent.records import write_documents, write_tasks
-from stages.agent.rendering import Encoded, Renderer
-from stages.agent.research import ToolSettings, open_environment
-from stages.agent.rl_scoring import Answer, score
-from stages.agent.toolbox import Toolbox
+from stages.agent.conversation.messages import Message, ToolCall, parse_turn, write_turn
+from stages.agent.conversation.records import write_documents, write_tasks
+from stages.agent.conversation.rendering import Encoded, Renderer
+from stages.agent.environment.base import Task
+from stages.agent.environment.collection import build
+from stages.agent.environment.episodes import Episode, Limits, play, scripted
+from stages.agent.environment.research import ToolSettings, open_environment
+from stages.agent.environment.toolbox import Toolbox
+from stages.agent.rl.scoring import Answer, score
 from stages.artifacts import Dataset
 from stages.source.generated import CHAT_TEMPLATE, SPECIAL_TOKENS
 from stages.training.cross_entropy import IGNORED

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.agent.clean import AgentClean, CleanParameters
-from stages.agent.cleaning import Rules, clean, copies, structure_problem
-from stages.agent.collect import AgentCollect
-from stages.agent.environment import system_prompt
-from stages.agent.messages import Message, ToolCall, write_turn
-from stages.agent.questions import AgentQuestions
-from stages.agent.records import read_trajectories, write_trajectories
+from stages.agent.conversation.messages import Message, ToolCall, write_turn
+from stages.agent.conversation.records import read_trajectories, write_trajectories
+from stages.agent.environment.base import system_prompt
+from stages.agent.questions.stage import AgentQuestions
+from stages.agent.trajectories.clean import AgentClean, CleanParameters
+from stages.agent.trajectories.cleaning import Rules, clean, copies, structure_problem
+from stages.agent.trajectories.collect import AgentCollect
 from stages.artifacts import Dataset
 from stages.errors import UserError
 from tests.agent.world import Echo, make_index, run, talk

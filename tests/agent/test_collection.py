@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.agent.collection import FILE, Collection, build, split_title
-from stages.agent.index import AgentIndex
-from stages.agent.messages import ToolCall
-from stages.agent.research import ToolSettings, make_tools, open_environment
-from stages.agent.toolbox import Toolbox
+from stages.agent.conversation.messages import ToolCall
+from stages.agent.environment.collection import FILE, Collection, build, split_title
+from stages.agent.environment.index import AgentIndex
+from stages.agent.environment.research import ToolSettings, make_tools, open_environment
+from stages.agent.environment.toolbox import Toolbox
 from stages.artifacts import Dataset, DatasetCard
 from stages.errors import UserError
 from tests.agent.world import TEXTS, make_index, run, text_dataset

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from stages.agent.environment import Observation, Task, system_prompt
-from stages.agent.episodes import GARBAGE, Episode, Limits, play, prove, scripted
-from stages.agent.messages import Message, ToolCall, write_turn
-from stages.agent.toolbox import MOST_CHARACTERS, Toolbox
+from stages.agent.conversation.messages import Message, ToolCall, write_turn
+from stages.agent.environment.base import Observation, Task, system_prompt
+from stages.agent.environment.episodes import GARBAGE, Episode, Limits, play, prove, scripted
+from stages.agent.environment.toolbox import MOST_CHARACTERS, Toolbox
 from tests.agent.world import Echo, Hang, Parrot, Raise
 
 ECHO = ToolCall("echo", {"text": "hi"})

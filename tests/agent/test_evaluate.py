@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from stages.agent.evaluate import AgentEvaluate, AgentEvaluateParameters
-from stages.agent.evaluate_figure import draw_outcomes
-from stages.agent.evaluate_scores import Outcome, figures, summary
-from stages.agent.messages import Message, write_turn
-from stages.agent.questions import AgentQuestions
-from stages.agent.records import read_trajectories
-from stages.agent.trajectory_page import write_page
+from stages.agent.conversation.messages import Message, write_turn
+from stages.agent.conversation.records import read_trajectories
+from stages.agent.evaluate.figure import draw_outcomes
+from stages.agent.evaluate.page import write_page
+from stages.agent.evaluate.scores import Outcome, figures, summary
+from stages.agent.evaluate.stage import AgentEvaluate, AgentEvaluateParameters
+from stages.agent.questions.stage import AgentQuestions
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from tests.agent.world import make_index, run, talk

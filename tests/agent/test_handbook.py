@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from stages.agent.guide import AgentGuide
-from stages.agent.guided import Guided
-from stages.agent.handbook import AgentHandbook
-from stages.agent.handbook_entries import Behaviour, Handbook
-from stages.agent.handbook_records import read_handbook, write_handbook
-from stages.agent.handbook_writing import NAME_THEM, Room, reflect
-from stages.agent.records import read_trajectories, write_trajectories
-from stages.agent.rendering import Renderer
-from stages.agent.research import open_environment
-from stages.agent.rollout_engine import Engine, Request, Written
+from stages.agent.conversation.records import read_trajectories, write_trajectories
+from stages.agent.conversation.rendering import Renderer
+from stages.agent.environment.research import open_environment
+from stages.agent.handbook.entries import Behaviour, Handbook
+from stages.agent.handbook.guide import AgentGuide
+from stages.agent.handbook.guided import Guided
+from stages.agent.handbook.records import read_handbook, write_handbook
+from stages.agent.handbook.stage import AgentHandbook
+from stages.agent.handbook.writing import NAME_THEM, Room, reflect
+from stages.agent.rollout.engine import Engine, Request, Written
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from tests.agent.schooled import world

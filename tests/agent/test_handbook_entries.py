@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.agent.environment import Task
-from stages.agent.handbook_entries import NAME, Behaviour, Handbook, parse_behaviours, rejection, with_behaviours
-from stages.agent.messages import Message
+from stages.agent.conversation.messages import Message
+from stages.agent.environment.base import Task
+from stages.agent.handbook.entries import NAME, Behaviour, Handbook, parse_behaviours, rejection, with_behaviours
 
 TASK = Task("1", "In which year was the film Silver Harbour with 12 songs released?", ("1987", "Anna Quill"))
 ENTRIES = (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.agent.igpo import (
+from stages.agent.rl.igpo import (
     Rewards,
     accumulated,
     advantages,
@@ -21,7 +21,7 @@ from stages.agent.igpo import (
     with_format_penalty,
     z_scores,
 )
-from stages.agent.rl_rules import CreditRule
+from stages.agent.rl.rules import CreditRule
 
 NUM_TURNS = torch.tensor([4, 2, 3, 1])
 GROUP = torch.tensor([7, 7, 5, 5])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.agent.messages import FAULTS, Message, ToolCall, Trajectory, Turn, parse_turn, write_turn
+from stages.agent.conversation.messages import FAULTS, Message, ToolCall, Trajectory, Turn, parse_turn, write_turn
 
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>'
 TAGGED = st.lists(

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from stages.agent.answers import exact_match, f1, normalise
-from stages.agent.collection import Document
-from stages.agent.drafts import Drafter, verify
-from stages.agent.episodes import prove
-from stages.agent.facts import facts, mention, word_cloze
-from stages.agent.questions import AgentQuestions
-from stages.agent.records import read_tasks
-from stages.agent.research import make_tools, open_environment
-from stages.agent.selection import Selection, is_heldout
-from stages.agent.toolbox import Toolbox
+from stages.agent.conversation.records import read_tasks
+from stages.agent.environment.answers import exact_match, f1, normalise
+from stages.agent.environment.collection import Document
+from stages.agent.environment.episodes import prove
+from stages.agent.environment.research import make_tools, open_environment
+from stages.agent.environment.toolbox import Toolbox
+from stages.agent.questions.drafts import Drafter, verify
+from stages.agent.questions.facts import facts, mention, word_cloze
+from stages.agent.questions.selection import Selection, is_heldout
+from stages.agent.questions.stage import AgentQuestions
 from stages.artifacts import Dataset
 from stages.errors import UserError
 from tests.agent.world import TEXTS, make_index, run

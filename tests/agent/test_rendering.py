@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from stages.agent.messages import Message
-from stages.agent.rendering import PLAIN_TEMPLATE, Renderer
+from stages.agent.conversation.messages import Message
+from stages.agent.conversation.rendering import PLAIN_TEMPLATE, Renderer
 from stages.errors import UserError
 from stages.source.generated import CHAT_TEMPLATE
 from tests.tiny import tiny_tokenizer

@@ -11,18 +11,18 @@ import torch
 from pydantic import ValidationError
 
 from grafts.loader import load_model
-from stages.agent.environment import Task
-from stages.agent.episodes import Episode, Limits, play, scripted
-from stages.agent.messages import ToolCall, write_turn
-from stages.agent.records import read_trajectories, write_tasks
-from stages.agent.rendering import load_renderer
-from stages.agent.research import open_environment
-from stages.agent.rl import AgentLearn
-from stages.agent.rl_scoring import Answer, score
-from stages.agent.rollout import Room, roll_out
-from stages.agent.rollout_engine import Sampling
-from stages.agent.rollout_transformers import TransformersEngine
-from stages.agent.toolbox import Toolbox
+from stages.agent.conversation.messages import ToolCall, write_turn
+from stages.agent.conversation.records import read_trajectories, write_tasks
+from stages.agent.conversation.rendering import load_renderer
+from stages.agent.environment.base import Task
+from stages.agent.environment.episodes import Episode, Limits, play, scripted
+from stages.agent.environment.research import open_environment
+from stages.agent.environment.toolbox import Toolbox
+from stages.agent.rl.scoring import Answer, score
+from stages.agent.rl.stage import AgentLearn
+from stages.agent.rollout.engine import Sampling
+from stages.agent.rollout.rollouts import Room, roll_out
+from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.artifacts import Dataset, Model
 from stages.errors import StoppedError, UserError
 from stages.stage import Context, Resources

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.agent.rl_log_probs import log_probs, naive
-from stages.agent.rl_losses import kl_estimate, stale, token_advantages, token_loss, token_weights
-from stages.agent.rl_rules import LossRule
+from stages.agent.rl.log_probs import log_probs, naive
+from stages.agent.rl.losses import kl_estimate, stale, token_advantages, token_loss, token_weights
+from stages.agent.rl.rules import LossRule
 
 RULE = LossRule(clip_low=0.2, clip_high=0.3, kl_weight=0.0)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from grafts.loader import load_model
-from stages.agent.rl_log_probs import policy_log_probs
-from stages.agent.rl_losses import token_loss, token_weights
-from stages.agent.rl_rules import LossRule
+from stages.agent.rl.log_probs import policy_log_probs
+from stages.agent.rl.losses import token_loss, token_weights
+from stages.agent.rl.rules import LossRule
 from tests.tiny import tiny_model
 
 trl = pytest.importorskip("trl", reason="the oracle is TRL: pip install trl")

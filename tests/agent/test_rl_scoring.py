@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from stages.agent.rendering import Renderer
-from stages.agent.rl_scoring import Answer, reads_masks, score, score_apart, score_at_once
+from stages.agent.conversation.rendering import Renderer
+from stages.agent.rl.scoring import Answer, reads_masks, score, score_apart, score_at_once
 from tests.agent.lively import lively
 from tests.tiny import tiny_model
 

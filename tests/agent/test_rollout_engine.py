@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from grafts import apply
 from grafts.hybrid.graft import HybridHeads
-from stages.agent.rl_log_probs import policy_log_probs
-from stages.agent.rollout_engine import Request, Sampling, Written
-from stages.agent.rollout_sampling import draw, uniforms
-from stages.agent.rollout_transformers import TransformersEngine
+from stages.agent.rl.log_probs import policy_log_probs
+from stages.agent.rollout.engine import Request, Sampling, Written
+from stages.agent.rollout.sampling import draw, uniforms
+from stages.agent.rollout.transformers_engine import TransformersEngine
 from tests.agent.lively import lively
 from tests.tiny import tiny_model
 

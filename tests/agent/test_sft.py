@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grafts.loader import load_model
-from stages.agent.messages import ToolCall, write_turn
-from stages.agent.records import read_trajectories, write_trajectories
-from stages.agent.rendering import PLAIN_TEMPLATE, load_renderer
-from stages.agent.sft import AgentSft
-from stages.agent.sft_packing import IGNORED, Conversation, Packed, pack, place
-from stages.agent.sft_recipe import Lora, as_batch, predict, with_lora
+from stages.agent.conversation.messages import ToolCall, write_turn
+from stages.agent.conversation.records import read_trajectories, write_trajectories
+from stages.agent.conversation.rendering import PLAIN_TEMPLATE, load_renderer
+from stages.agent.sft.packing import IGNORED, Conversation, Packed, pack, place
+from stages.agent.sft.recipe import Lora, as_batch, predict, with_lora
+from stages.agent.sft.stage import AgentSft
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.training.cross_entropy import naive

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stages.agent.environment import Observation
-from stages.agent.messages import ToolCall
-from stages.agent.toolbox import Toolbox
+from stages.agent.conversation.messages import ToolCall
+from stages.agent.environment.base import Observation
+from stages.agent.environment.toolbox import Toolbox
 from tests.agent.world import Echo, Hang, Raise
 
 ECHO = ToolCall("echo", {"text": "hi"})

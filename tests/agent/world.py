@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.agent.collection import build
-from stages.agent.environment import Environment, Task, Tool
-from stages.agent.index import AgentIndex
-from stages.agent.messages import Message, Trajectory, write_turn
+from stages.agent.conversation.messages import Message, Trajectory, write_turn
+from stages.agent.environment.base import Environment, Task, Tool
+from stages.agent.environment.collection import build
+from stages.agent.environment.index import AgentIndex
 from stages.artifacts import Dataset, DatasetCard
 from stages.stage import Context, Stage
 
@@ -99,7 +99,7 @@ class Parrot(Environment):
     """The answer is what the tool says: another environment, in a few lines."""
 
     def __init__(self, words=("tree", "stone")) -> None:
-        from stages.agent.messages import ToolCall
+        from stages.agent.conversation.messages import ToolCall
 
         self.tools = {"echo": Echo()}
         self.tasks = [

@@ -16,7 +16,7 @@ from tests.tiny import tiny_text
 SCRIPT = """
 import sys
 from pathlib import Path
-from pipelines.evidence import peak_memory_bytes
+from stages.memory import peak_memory_bytes
 from stages.artifacts import Dataset, Model
 from stages.data.prepare import PrepareData, PrepareDataParams
 from stages.stage import Context

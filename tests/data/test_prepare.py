@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from stages.artifacts import Dataset, DatasetCard, Model
 from stages.data.corpus import read_documents, unite
 from stages.data.drops import Drops
-from stages.data.encoding import is_heldout
 from stages.data.packing import Packer
 from stages.data.prepare import PrepareData, PrepareDataParams
 from stages.data.screening import Portion, Screening, normalise, screen
@@ -161,12 +160,6 @@ def test_normalising_is_idempotent_and_plain():
 @given(st.text(alphabet=st.sampled_from("ab \n\r\té\u0301"), max_size=40))
 def test_normalising_twice_changes_nothing(text: str):
     assert normalise(normalise(text)) == normalise(text)
-
-
-def test_the_split_takes_about_its_fraction():
-    texts = [f"document {number}" for number in range(4000)]
-    assert sum(is_heldout(text, 0.1) for text in texts) == pytest.approx(400, abs=80)
-    assert all(is_heldout(text, 0.3) for text in texts if is_heldout(text, 0.1))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(2, 9), st.none() | st.integers(1, 12))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.findings import Findings
 from benchmarks.orchestrator import behaviour
 from benchmarks.orchestrator.__main__ import main
+from benchmarks.orchestrator.cost import RAN
 from benchmarks.orchestrator.small import Small
 from benchmarks.orchestrator.tools import Make, Regraft
 
 
-def test_quick_mode_with_regraft_alone(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["orchestrator", "--quick", "--only", "regraft", "--parts", "cost,plan"])
+def test_quick_mode_with_regraft_alone(monkeypatch, capsys, tmp_path):
+    handed = tmp_path / "found.json"
+    words = ["orchestrator", "--quick", "--only", "regraft", "--parts", "cost,plan", "--json", str(handed)]
+    monkeypatch.setattr(sys, "argv", words)
     main()
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "| regraft |" in line]
-    ran = {row[0]: row[6] for row in rows if len(row) > 6}
-    assert ran["chain of 10: cold"] == "10"
-    assert ran["chain of 10: nothing to do"] == "0"
-    assert ran["chain of 10: one parameter"] == "1"
-    assert ran["1 diamonds of 12: one parameter"] == "1"
-    assert any(row[0].startswith("plan of") for row in rows)
+    assert "| chain of 10: cold | regraft |" in capsys.readouterr().out
+    rows = Findings.from_dict(json.loads(handed.read_text())).rows
+    ran = {row.what: row.figures[RAN] for row in rows if RAN in row.figures}
+    assert ran["chain of 10: cold"] == (10,)
+    assert ran["chain of 10: nothing to do"] == (0,)
+    assert ran["chain of 10: one parameter"] == (1,)
+    assert ran["1 diamonds of 12: one parameter"] == (1,)
+    assert any(row.what.startswith("plan of") for row in rows)
 
 
 def test_a_tool_that_is_not_there_is_told(monkeypatch, capsys):

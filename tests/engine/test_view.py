@@ -41,6 +41,19 @@ def test_the_estimate_leaves_out_what_came_before_the_first_progress(monkeypatch
     assert row.left_seconds(now[0]) is None, "another part of the work"
 
 
+def test_a_total_that_nobody_knows_is_not_told():
+    line, live = view.LineView(PIPELINE), view.LiveView(PIPELINE)
+    for each in (line, live):
+        each(started("a"))
+        each(progress("a", 500, 0, "documents"))
+        each(progress("a", 1000, 0, "documents"))
+    row = line.picture.rows["a"]
+    assert row.amount == "1,000 documents"
+    assert row.left_seconds(time.monotonic()) is None
+    note = str(live._cells(live.picture.rows["a"], time.monotonic())[-1])
+    assert note == "1,000 documents"
+
+
 def test_the_table_shows_state_progress_and_curves():
     live = view.LiveView(PIPELINE)
     curve = {"event": "curve", "stage": "a", "step": 1, "values": {"loss": 2.5}}

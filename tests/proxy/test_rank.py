@@ -136,6 +136,26 @@ def test_larger_runs_tell_what_the_ranking_is_worth(tmp_path):
     json.dumps(details(context), allow_nan=False)
 
 
+def test_one_table_holds_the_whole_comparison(tmp_path):
+    stuck = {name: 5.9 + 0.01 * loss for name, loss in RECIPES.items()}
+    proxies = [*matrix(stuck, learning_rate=1e-6, initial=6.2), *matrix(learning_rate=1e-4, initial=6.2)]
+    target = {"books": 2.0, "web": 2.1, "code": 2.3, "shuffled": 4.0}
+    context = rank(tmp_path, proxies, matrix(target, seeds=1, noise=0, learning_rate=1e-3, parameters=9000))
+    head, *rows = details(context)["comparison"]
+    assert head == ["recipe", "1k at 1e-06", "1k at 0.0001", "larger, tuned"]
+    assert [row[0] for row in rows[:4]] == list(target), "the best for the larger model first"
+    assert [row[3] for row in rows[:4]] == ["2.250", "2.350", "2.550", "4.250"], "means of the two domains"
+    assert [row[2].partition(" ")[2] for row in rows[:4]] == ["(2; 2–2)", "(1; 1–1)", "(3; 3–3)", "(4; 4–4)"]
+    assert all("(" not in row[1] for row in rows), "what is refused has no ranks"
+    told = {row[0]: row[1:] for row in rows[4:]}
+    assert told["Spearman with the larger runs"][1] == "0.80"
+    assert told["ranked"] == ["refused", "yes", ""]
+    assert told["regret of the best 1, 2, …"][1] == "0.100, 0.000, 0.000"
+    lines = (context.output("report") / "comparison.md").read_text().splitlines()
+    assert len(lines) == len(rows) + 2
+    assert {line.count("|") for line in lines} == {5}
+
+
 def test_each_recipe_counts_at_its_own_best_rate(tmp_path):
     """At one rate `web` is better, at another `books`; tuned, `books` wins."""
     larger = [

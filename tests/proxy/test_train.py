@@ -9,6 +9,7 @@ import torch
 
 from grafts.loader import load_model
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.likelihood import likelihood
 from stages.proxy.precision import require_float32_masters
@@ -16,7 +17,7 @@ from stages.proxy.probe import ProxyProbe
 from stages.proxy.record import Trained
 from stages.proxy.settings import ProxyParameters
 from stages.proxy.train import ProxyTrain
-from stages.proxy.training import new_llama, non_embedding_parameters
+from stages.proxy.training import new_llama, non_embedding_parameters, spread
 from stages.stage import Context
 from tests.proxy.runs import details, run, said
 from tests.tiny import tiny_model, tokens_dataset
@@ -68,6 +69,13 @@ def _rows(data: Dataset) -> list[list[int]]:
     import pyarrow.parquet as pq
 
     return [row for shard in data.shards for row in pq.read_table(shard)["input_ids"].to_pylist()]
+
+
+def test_the_windows_that_are_measured_are_spread_over_the_held_out_text(given, tmp_path):
+    held = TokenWindows(given["data"], tmp_path)
+    assert (spread(held, 5) == held.stack([0, 10, 20, 29, 39])).all()
+    assert (spread(held, 1) == held.stack([0])).all()
+    assert (spread(held, 99) == held.tensor()).all()
 
 
 def test_the_reduced_rate_changes_the_rate_and_nothing_else(given, tmp_path):

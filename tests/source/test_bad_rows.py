@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import StageError, UserError
-from stages.source.dataset import SourceDataset, SourceDatasetParams, dataset_files
+from stages.source.dataset import SourceDataset, SourceDatasetParams
+from stages.source.files import dataset_files
 from stages.stage import Context
 from tests.source.test_dataset import bring, jsonl, texts
 from tests.store.s3 import bucket as bucket

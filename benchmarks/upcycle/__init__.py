@@ -1,0 +1,1 @@
+"""Upcycling: making a mixture of files, and running its feed-forward layer."""

@@ -1,0 +1,149 @@
+"""Trajectories and tasks as the rows of datasets, written and read in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.agent.conversation.messages import Message, ToolCall, Trajectory
+from stages.agent.environment.base import Task
+from stages.artifacts import Dataset, DatasetCard, Schema
+from stages.errors import UserError
+
+_MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TRAJECTORIES: Final = pa.schema(
+    [
+        ("trajectory", _MESSAGES),
+        ("reward", pa.float64()),
+        ("task", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("ending", pa.string()),
+        ("kind", pa.string()),
+    ]
+)
+_TASKS: Final = pa.schema(
+    [
+        ("messages", _MESSAGES),
+        ("id", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("solution", pa.string()),
+        ("thoughts", pa.list_(pa.string())),
+        ("kind", pa.string()),
+    ]
+)
+_DOCUMENTS: Final = pa.schema([("text", pa.string()), ("title", pa.string())])
+
+
+def write_trajectories(directory: Path, trajectories: Iterable[Trajectory], **about: str) -> None:
+    """Write a `trajectories` dataset; `about` are `licence` and `source` of its card."""
+    rows = [
+        {
+            "trajectory": [message.record() for message in found.messages],
+            "reward": found.reward,
+            "task": found.task,
+            "question": found.question,
+            "answers": list(found.answers),
+            "ending": found.ending,
+            "kind": found.kind,
+        }
+        for found in trajectories
+    ]
+    texts = (message["content"] for row in rows for message in row["trajectory"])
+    _write(directory, "trajectories", _TRAJECTORIES, rows, texts, about)
+
+
+def read_trajectories(dataset: Dataset) -> list[Trajectory]:
+    """The trajectories as they were found: nothing of what they say is checked, see `agent.clean`."""
+    return [
+        Trajectory(
+            task=row.get("task") or str(number),
+            messages=tuple(_message(message) for message in row["trajectory"] or ()),
+            reward=row["reward"] or 0.0,
+            ending=row.get("ending") or "",
+            question=row.get("question") or "",
+            answers=tuple(row.get("answers") or ()),
+            kind=row.get("kind") or "",
+        )
+        for number, row in enumerate(_rows(dataset))
+    ]
+
+
+def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
+    """Write tasks as a `messages` dataset: the question is what the user says."""
+    rows = [
+        {
+            "messages": [{"role": "user", "content": task.question}],
+            "id": task.id,
+            "answers": list(task.answers),
+            "solution": json.dumps([[call.name, dict(call.arguments)] for call in task.solution], ensure_ascii=False),
+            "thoughts": list(task.thoughts),
+            "kind": task.kind,
+        }
+        for task in tasks
+    ]
+    _write(directory, "messages", _TASKS, rows, (row["messages"][0]["content"] for row in rows), about)
+
+
+def read_tasks(dataset: Dataset) -> list[Task]:
+    """The tasks of a `messages` dataset with a column `answers`. Raises UserError without answers, or without rows."""
+    tasks = []
+    for number, row in enumerate(_rows(dataset)):
+        if not row.get("answers") or not row["messages"]:
+            raise UserError(
+                f"row {number} of {dataset.path} has no answers: there is nothing to reward",
+                fix="give questions with a column `answers` (a list of texts), such as `agent.questions` makes",
+            )
+        tasks.append(
+            Task(
+                id=row.get("id") or str(number),
+                question=row["messages"][-1]["content"],
+                answers=tuple(row["answers"]),
+                solution=tuple(ToolCall(name, args) for name, args in json.loads(row.get("solution") or "[]")),
+                thoughts=tuple(row.get("thoughts") or ()),
+                kind=row.get("kind") or "",
+            )
+        )
+    if not tasks:
+        raise UserError(f"{dataset.path} has no questions", fix="make more with `agent.questions`")
+    return tasks
+
+
+def write_documents(directory: Path, documents: Iterable[tuple[str, str]], **about: str) -> None:
+    """Write documents (title, text) as a `text` dataset."""
+    rows = [{"title": title, "text": text} for title, text in documents]
+    _write(directory, "text", _DOCUMENTS, rows, (row["text"] for row in rows), about)
+
+
+def read_texts(dataset: Dataset) -> Iterator[str]:
+    """The documents of a `text` dataset."""
+    return (row["text"] or "" for row in _rows(dataset))
+
+
+def _message(record: Mapping[str, Any]) -> Message:
+    role: Any = record["role"] or ""
+    return Message(role, record["content"] or "")
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for shard in dataset.shards:
+        for batch in pq.ParquetFile(shard).iter_batches():
+            yield from batch.to_pylist()
+
+
+def _write(
+    directory: Path,
+    schema: Schema,
+    columns: pa.Schema,
+    rows: list[dict[str, Any]],
+    texts: Iterable[str],
+    about: Mapping[str, str],
+) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, columns), directory / "shard-00000.parquet", compression="zstd")
+    num_bytes = sum(len(text.encode()) for text in texts)
+    DatasetCard(schema, num_rows=len(rows), num_bytes=num_bytes, **about).write(directory)

@@ -1,0 +1,1 @@
+"""Where agents act: tasks, tools, episodes, and the research environment over a collection of documents."""

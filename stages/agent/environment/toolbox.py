@@ -1,0 +1,165 @@
+"""Running tools so that nothing they do reaches the caller but an observation: in time, or not at all.
+
+Where this process belongs to a Ray cluster, calls run in an actor that is killed and replaced when one hangs; elsewhere
+each runs in a thread that is left behind. A call that raises, hangs, names no tool or gives the wrong arguments is
+answered with words that a model can act on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from stages.agent.conversation.messages import ToolCall
+from stages.agent.environment.base import Observation, Tool
+from stages.errors import StageError
+
+MOST_CHARACTERS: Final = 20_000
+"""Of one observation, whatever a tool returns."""
+START_SECONDS: Final = 300
+"""In which an actor has to come up, on a busy machine too."""
+
+
+@dataclass
+class Toolbox:
+    """The tools of an environment, ready to be called; `close` it, or use it as a context manager.
+
+    `timeout` is in seconds, of each batch of calls.
+    """
+
+    tools: Mapping[str, Tool]
+    timeout: float = 30.0
+    _actor: Any = field(default=None, repr=False)
+
+    def call(self, calls: Sequence[ToolCall]) -> list[Observation]:
+        """An observation for each call, in order; the calls run side by side."""
+        found = [_refusal(self.tools, call) for call in calls]
+        sound = [index for index, refusal in enumerate(found) if refusal is None]
+        run = self._run_in_actor if _in_ray() else self._run_in_threads
+        for index, observation in zip(sound, run([calls[index] for index in sound]), strict=True):
+            found[index] = observation
+        return [observation for observation in found if observation is not None]
+
+    def close(self) -> None:
+        """Let go of the actor, if there is one."""
+        if self._actor is not None:
+            import ray
+
+            ray.kill(self._actor)
+            self._actor = None
+
+    def __enter__(self) -> Toolbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_in_threads(self, calls: Sequence[ToolCall]) -> list[Observation]:
+        results: list[Observation] = [self._late(call) for call in calls]
+        threads = [
+            threading.Thread(target=_into, args=(results, index, self.tools, call), name="tool", daemon=True)
+            for index, call in enumerate(calls)
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + self.timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return list(results)  # a copy: a late thread writes into the list that is left
+
+    def _run_in_actor(self, calls: Sequence[ToolCall]) -> list[Observation]:
+        import ray
+
+        if not calls:
+            return []
+        self._actor = self._actor or _start_actor(self.tools)
+        waiting = [self._actor.run.remote(call) for call in calls]
+        done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=self.timeout)
+        finished = set(done)
+        results = [
+            _fetched(reference) if reference in finished else self._late(call)
+            for reference, call in zip(waiting, calls, strict=True)
+        ]
+        if len(finished) < len(waiting):
+            self.close()
+        return results
+
+    def _late(self, call: ToolCall) -> Observation:
+        return Observation(f"Error: {call.name} did not answer within {self.timeout:g} s.", "timeout")
+
+
+class _Tools:
+    """The tools, in an actor."""
+
+    def __init__(self, tools: Mapping[str, Tool]) -> None:
+        self.tools = tools
+
+    def ready(self) -> None:
+        """Nothing: that it returns says that the actor runs."""
+
+    def run(self, call: ToolCall) -> Observation:
+        return _run(self.tools, call)
+
+
+def _start_actor(tools: Mapping[str, Tool]) -> Any:
+    """An actor that runs, so that starting one takes no time from a call. Raises StageError when none comes up."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    actor: Any = ray.remote(num_cpus=0)(_Tools).options(max_concurrency=16).remote(dict(tools))
+    try:
+        ray.get(actor.ready.remote(), timeout=START_SECONDS)
+    except GetTimeoutError:
+        ray.kill(actor)
+        raise StageError(
+            f"no process for tools after {START_SECONDS} s", fix="the cluster may be full: retry"
+        ) from None
+    return actor
+
+
+def _run(tools: Mapping[str, Tool], call: ToolCall) -> Observation:
+    """Run a sound call. A tool's exception is a result: what a ValueError says is meant for the model."""
+    try:
+        return Observation(str(tools[call.name](**call.arguments))[:MOST_CHARACTERS])
+    except ValueError as error:
+        return Observation(f"Error: {error}"[:MOST_CHARACTERS], "arguments")
+    except Exception as error:  # the boundary: whatever a tool raises ends here, as data
+        return Observation(f"Error: {call.name} failed: {type(error).__name__}: {error}"[:MOST_CHARACTERS], "error")
+
+
+def _into(results: list[Observation], index: int, tools: Mapping[str, Tool], call: ToolCall) -> None:
+    results[index] = _run(tools, call)
+
+
+def _refusal(tools: Mapping[str, Tool], call: ToolCall) -> Observation | None:
+    """Why a call cannot be made, None when it can."""
+    tool = tools.get(call.name)
+    if tool is None:
+        return Observation(f"Error: there is no tool {call.name[:100]!r}; there are {', '.join(tools)}.", "unknown")
+    if call.arguments.keys() != tool.parameters.keys():
+        return Observation(f"Error: {tool.name} takes the arguments {', '.join(tool.parameters)}.", "arguments")
+    for name, value in call.arguments.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return Observation(f"Error: {name} has to be a text or a number.", "arguments")
+    return None
+
+
+def _fetched(reference: Any) -> Observation:
+    """The observation behind a finished call; the actor's own death is one as well."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        return Observation(f"Error: the tool's process was lost: {type(error).__name__}.", "error")
+
+
+def _in_ray() -> bool:
+    """Whether this process belongs to a Ray cluster. Ray is not imported to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()

@@ -1,0 +1,1 @@
+"""What an agent gets done, in figures and on a page to read."""

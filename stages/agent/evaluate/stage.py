@@ -1,0 +1,146 @@
+"""`agent.evaluate`: what an agent gets done, and at what cost, on questions it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.evaluate.matching import text_config
+from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
+
+if TYPE_CHECKING:
+    from stages.agent.conversation.rendering import Renderer
+    from stages.agent.environment.base import Environment
+    from stages.agent.evaluate.scores import Outcome
+    from stages.agent.rollout.engine import Engine
+
+
+class AgentEvaluateParameters(Parameters):
+    """How many questions, how often, and how much room the model has."""
+
+    questions: Annotated[int, Field(ge=1)] | None = None
+    """Questions at most, from the front."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Every question is asked once with each; figures are means over them."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of sampling; 0 takes the likeliest token, and then one seed is enough."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that have this much probability together."""
+    turns: Annotated[int, Field(ge=1)] = 8
+    """Turns of an episode at most."""
+    turn_tokens: Annotated[int, Field(ge=1)] = 128
+    """Tokens of a turn at most; one that is cut off is malformed."""
+    window: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of an episode at most, prompt and results of tools included."""
+    template: Literal["model", "plain"] = "model"
+    """The tokenizer's own chat template, or the plain one."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type the model computes in."""
+    tool_seconds: Annotated[float, Field(gt=0), EXECUTION] = 30
+    """Seconds that tools have to answer; one that does not is an error for the model to read."""
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
+    """Episodes side by side."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} repeat")
+        if self.temperature == 0 and len(self.seeds) > 1:
+            raise ValueError("seeds: at temperature 0 all seeds give the same: set a temperature, or one seed")
+        return self
+
+    def smoke(self) -> Self:
+        """Two questions, two short turns."""
+        room = {"turns": min(self.turns, 2), "turn_tokens": min(self.turn_tokens, 8)}
+        return self.replaced(questions=2, **room)
+
+
+class AgentEvaluate(Stage):
+    """Let a model work on questions with the tools of an index; measure what it gets done and what that takes.
+
+    Success is an exact match with the answer, F1 counts words in common; both are 0 without an answer. Beside them:
+    tool calls, turns and tokens that the model wrote, the share of well-formed turns, and the share of episodes that
+    ended with an answer. The report holds them by seed and by kind of question, and a page to read trajectories on; the
+    trajectories themselves are a dataset that `agent.clean` takes.
+    """
+
+    Params = AgentEvaluateParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "index": Input(Dataset, schema="text"),
+        "questions": Input(Dataset, schema="messages"),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "report": Output(Report),
+        "trajectories": Output(Dataset, schema="trajectories"),
+    }
+    metrics = ("success", "success_*", "f1", "calls", "turns", "tokens", "well_formed", "answered", "failed_calls")
+    params: AgentEvaluateParameters
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """The model has a tokenizer, and a context that holds the window."""
+        model: Model = inputs["model"]
+        if not model.tokenizer_fingerprint:
+            raise UserError(
+                f"the model in {model.path} has no tokenizer.json", fix="give a model with a fast tokenizer"
+            )
+        context = text_config(model.config).get("max_position_embeddings")
+        if context and self.params.window > context:
+            raise UserError(
+                f"window: {self.params.window} exceeds the model's context of {context} tokens",
+                fix=f"set window to {context} or less",
+            )
+
+    def run(self, context: Context) -> None:
+        """Load, play, score, report."""
+        from stages.agent.conversation.records import write_trajectories
+        from stages.agent.conversation.rendering import load_renderer
+        from stages.agent.environment.research import open_environment
+        from stages.agent.evaluate.figure import draw_outcomes
+        from stages.agent.evaluate.page import write_page
+        from stages.agent.evaluate.scores import summary
+        from stages.agent.rollout.engine import Sampling
+        from stages.agent.rollout.transformers_engine import TransformersEngine
+        from stages.evaluate.loading import load_for_evaluation
+
+        params, source = self.params, context.model("model")
+        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        renderer = load_renderer(source, params.template)
+        model = load_for_evaluation(source, params.dtype)
+        engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))
+        outcomes = self._play(context, engine, environment, renderer)
+        figures, details = summary(outcomes)
+        context.metrics(**figures)
+        report = context.output("report")
+        write_report(report, "Agent", figures, {"parameters": params.identity(), **details})
+        write_page(report / "trajectories.html", outcomes)
+        draw_outcomes(report / "outcomes.svg", details)
+        found, card = [outcome.trajectory for outcome in outcomes], context.dataset("questions").card
+        write_trajectories(context.output("trajectories"), found, licence=card.licence, source=card.source)
+
+    def _play(self, context: Context, engine: Engine, environment: Environment, renderer: Renderer) -> list[Outcome]:
+        from stages.agent.environment.toolbox import Toolbox
+        from stages.agent.evaluate.scores import Outcome
+        from stages.agent.rollout.rollouts import Room, derived_seed, roll_out
+
+        params, tasks = self.params, list(environment.tasks)[: self.params.questions]
+        room = Room(params.turns, params.turn_tokens, params.window)
+        asked = [(seed, task) for seed in params.seeds for task in tasks]
+        outcomes: list[Outcome] = []
+        with Toolbox(environment.tools, params.tool_seconds) as tools:
+            for start in range(0, len(asked), params.batch_size):
+                part = asked[start : start + params.batch_size]
+                seeds = [derived_seed(seed, task.id) for seed, task in part]
+                rollouts = roll_out(engine, environment, tools, renderer, [task for _, task in part], seeds, room)
+                for (seed, task), rollout in zip(part, rollouts, strict=True):
+                    answer = rollout.trajectory.answer
+                    success = answer is not None and environment.success(task, answer)
+                    outcomes.append(
+                        Outcome(seed, rollout.trajectory, success, rollout.num_sampled, dict(rollout.counts))
+                    )
+                context.progress(len(outcomes), len(asked), "episodes")
+        return outcomes

@@ -1,0 +1,119 @@
+"""`agent.guide`: an agent at work with a handbook, and trajectories to learn the same without it (arXiv 2509.13237)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from stages.agent.evaluate.stage import AgentEvaluate, AgentEvaluateParameters
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.stage import Context, Input, Output, Stage
+
+if TYPE_CHECKING:
+    from stages.agent.conversation.rendering import Renderer
+    from stages.agent.environment.base import Environment
+    from stages.agent.rollout.engine import Engine
+    from stages.agent.rollout.rollouts import Rollout
+
+
+class GuideParameters(AgentEvaluateParameters):
+    """As for `agent.evaluate`, and how much of the handbook a prompt holds."""
+
+    behaviours: Annotated[int, Field(ge=1)] = 8
+    """Entries of the handbook in a prompt at most: those most alike to the question."""
+
+
+class AgentGuide(Stage):
+    """Let a model work on questions with the behaviours of a handbook in its prompt, and beside that without.
+
+    Success and F1 with the handbook, and of the same questions and seeds without it as `plain_…`; `tokens` are those
+    that the model wrote for a question, `total_tokens` also those that it read. The trajectories are those with the
+    handbook, their prompts without it: fine-tuned on them (`agent.clean`, `agent.sft`), a model learns to behave so
+    unasked.
+    """
+
+    Params = GuideParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "index": Input(Dataset, schema="text"),
+        "questions": Input(Dataset, schema="messages"),
+        "handbook": Input(Dataset, schema="text"),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "trajectories": Output(Dataset, schema="trajectories"),
+        "report": Output(Report),
+    }
+    metrics = ("success", "f1", "tokens", "total_tokens", "plain_*", "tokens_saved")
+    paper = "2509.13237"
+    params: GuideParameters
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """As for `agent.evaluate`."""
+        AgentEvaluate(self.params).check(inputs)
+
+    def run(self, context: Context) -> None:
+        """Work with the handbook and without, report, write what can be learnt from."""
+        from stages.agent.conversation.records import write_trajectories
+        from stages.agent.conversation.rendering import load_renderer
+        from stages.agent.environment.research import open_environment
+        from stages.agent.handbook.guided import Guided
+        from stages.agent.handbook.records import read_handbook
+        from stages.agent.rollout.engine import Sampling
+        from stages.agent.rollout.transformers_engine import TransformersEngine
+        from stages.evaluate.loading import load_for_evaluation
+
+        params, source = self.params, context.model("model")
+        handbook = read_handbook(context.dataset("handbook"))
+        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        guided = Guided(environment, handbook, params.behaviours)
+        renderer = load_renderer(source, params.template)
+        model = load_for_evaluation(source, params.dtype)
+        engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))
+        plain = self._work(context, engine, renderer, environment)
+        found = self._work(context, engine, renderer, guided)
+        tasks, card = {task.id: task for task in environment.tasks}, context.dataset("questions").card
+        learnt = [guided.unguided(one.trajectory, tasks[one.trajectory.task]) for one in found]
+        write_trajectories(context.output("trajectories"), learnt, licence=card.licence, source=card.source)
+        context.metrics(**_compared(environment, found, plain))
+        details = {"parameters": params.identity(), "behaviours": len(handbook.entries)}
+        write_report(context.output("report"), "Guided by a handbook", context.results, details)
+
+    def _work(self, context: Context, engine: Engine, renderer: Renderer, environment: Environment) -> list[Rollout]:
+        from stages.agent.environment.toolbox import Toolbox
+        from stages.agent.rollout.rollouts import Room, derived_seed, roll_out
+
+        params, tasks = self.params, list(environment.tasks)[: self.params.questions]
+        room = Room(params.turns, params.turn_tokens, params.window)
+        asked = [(seed, task) for seed in params.seeds for task in tasks]
+        found: list[Rollout] = []
+        with Toolbox(environment.tools, params.tool_seconds) as tools:
+            for start in range(0, len(asked), params.batch_size):
+                part = asked[start : start + params.batch_size]
+                seeds = [derived_seed(seed, task.id) for seed, task in part]
+                found += roll_out(engine, environment, tools, renderer, [task for _, task in part], seeds, room)
+                context.progress(len(found), len(asked), "episodes")
+        return found
+
+
+def _compared(environment: Environment, guided: list[Rollout], plain: list[Rollout]) -> dict[str, float]:
+    """Figures with the handbook and without; `tokens_saved` is the share of written tokens that it spares."""
+    with_it, without = _figures(environment, guided), _figures(environment, plain)
+    saved = 1 - with_it["tokens"] / without["tokens"] if without["tokens"] else 0.0
+    return {**with_it, **{f"plain_{name}": value for name, value in without.items()}, "tokens_saved": saved}
+
+
+def _figures(environment: Environment, rollouts: list[Rollout]) -> dict[str, float]:
+    tasks = {task.id: task for task in environment.tasks}
+    right = sum(
+        one.trajectory.answer is not None and environment.success(tasks[one.trajectory.task], one.trajectory.answer)
+        for one in rollouts
+    )
+    totals = {
+        "success": float(right),
+        "f1": sum(one.trajectory.reward for one in rollouts),
+        "tokens": float(sum(one.num_sampled for one in rollouts)),
+        "total_tokens": float(sum(len(one.ids) for one in rollouts)),
+    }
+    return {name: value / len(rollouts) for name, value in totals.items()}

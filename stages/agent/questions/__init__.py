@@ -1,0 +1,1 @@
+"""Questions over a collection, drafted from its documents and verified against them."""

@@ -1,0 +1,83 @@
+"""Log-probabilities of chosen tokens without a float32 matrix of all positions by the whole vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_POSITIONS: Final = 256
+"""Positions computed at once: their float32 rows take 50 MB for a vocabulary of 49152."""
+
+
+def log_probs(logits_PV: Tensor, targets_P: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of its distribution, both [P], float32, in nats.
+
+    Logits [P, V] of any floating type are divided by `temperature`. The first result is differentiable once, the
+    entropy is for curves only.
+    """
+    return _ChosenLogProbs.apply(logits_PV, targets_P, temperature)
+
+
+def naive(logits_PV: Tensor, targets_P: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The reference for `log_probs`."""
+    log_PV = (logits_PV.float() / temperature).log_softmax(-1)
+    return log_PV.gather(1, targets_P.unsqueeze(1)).squeeze(1), -(log_PV.exp() * log_PV).sum(-1).detach()
+
+
+def policy_log_probs(
+    model: nn.Module,
+    ids_NL: Tensor,
+    mask_NL: Tensor,
+    temperature: float = 1.0,
+    positions_NL: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [N, L] of the tokens at `mask_NL` under `model`, 0 elsewhere.
+
+    Ids [N, L] are padded on the right, where nothing the mask chooses can see it. The first column is never chosen.
+    Rows of several conversations need `positions_NL`, which start again with each: by them none sees another.
+    """
+    before_L = (mask_NL[:, 1:].any(0)).nonzero().squeeze(1)
+    placed = {} if positions_NL is None else {"position_ids": positions_NL[:, :-1]}
+    logits_NKV = model(input_ids=ids_NL[:, :-1], use_cache=False, logits_to_keep=before_L, **placed).logits
+    chosen_NK, targets_NK = mask_NL[:, before_L + 1], ids_NL[:, before_L + 1]
+    logp_P, entropy_P = log_probs(logits_NKV[chosen_NK], targets_NK[chosen_NK], temperature)
+    return _spread(logp_P, mask_NL), _spread(entropy_P, mask_NL)
+
+
+def _spread(values_P: Tensor, mask_NL: Tensor) -> Tensor:
+    """Values [P] at the places of the mask, in reading order."""
+    return torch.zeros(mask_NL.shape, device=values_P.device).masked_scatter(mask_NL, values_P)
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_PV: Tensor, targets_P: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        parts = [
+            naive(logits_CV, targets_C, temperature)
+            for logits_CV, targets_C in zip(
+                logits_PV.split(CHUNK_POSITIONS), targets_P.split(CHUNK_POSITIONS), strict=True
+            )
+        ]
+        logp_P, entropy_P = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(logits_PV, targets_P)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_P)
+        return logp_P, entropy_P
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits_PV, targets_P = ctx.saved_tensors
+        grad_PV = torch.empty_like(logits_PV)
+        for start in range(0, logits_PV.shape[0], CHUNK_POSITIONS):
+            part = slice(start, start + CHUNK_POSITIONS)
+            grad_PV[part] = _gradient(logits_PV[part], targets_P[part], grads[0][part], ctx.temperature)
+        return grad_PV, None, None
+
+
+def _gradient(logits_CV: Tensor, targets_C: Tensor, grad_C: Tensor, temperature: float) -> Tensor:
+    """(onehot - softmax) / temperature, times what comes from above; float32."""
+    grad_CV = (logits_CV.float() / temperature).softmax(-1).neg_()
+    grad_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] += 1
+    return grad_CV.mul_(grad_C.unsqueeze(1) / temperature)

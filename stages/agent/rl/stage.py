@@ -1,0 +1,139 @@
+"""`agent.rl`: a policy learns from its own rollouts, with a reward for every turn (IGPO, arXiv 2510.14967)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from stages.agent.rl.settings import LearningParameters, PolicyParameters
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.evaluate.matching import text_config
+from stages.stage import Context, Input, Output, Stage
+from stages.training.checks import check_data
+from stages.training.preflight import require_training_tools
+from stages.training.settings import TRAINED
+
+if TYPE_CHECKING:
+    from stages.agent.environment.base import Environment
+
+
+class AgentLearn(Stage):
+    """Improve an agent by reinforcement learning in the environment of an index and questions about it.
+
+    In every step the policy answers a few questions, each several times. A turn earns the information gain it brings:
+    how much likelier the true answer becomes to the policy itself; the last turn earns the outcome. Rewards are
+    compared within the rollouts of a question, and a clipped policy gradient with a KL to the reference (the model as
+    it was given, without the input `reference`) makes the better turns likelier. `credit: grpo` is GRPO in the same
+    code. With `heldout` the report tells the distance to the parent.
+    """
+
+    Params = LearningParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "index": Input(Dataset, schema="text"),
+        "questions": Input(Dataset, schema="messages"),
+        "reference": Input(Model, optional=True),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "model": Output(Model),
+        "rollouts": Output(Dataset, schema="trajectories"),
+        "report": Output(Report),
+    }
+    distributed = True
+    isolated = True
+    metrics = (
+        "reward",
+        "success",
+        "answered",
+        "malformed",
+        "turns",
+        "sampled_tokens",
+        "first_reward",
+        "first_success",
+        "rollouts_per_second",
+        *(name for name in TRAINED if name not in ("loss", "tokens_per_second")),
+    )
+    paper = "2510.14967"
+    params: PolicyParameters
+
+    def environment(self, context: Context) -> Callable[[], Environment]:
+        """What opens the environment, on every worker."""
+        from stages.agent.environment.research import open_environment
+
+        return partial(open_environment, context.dataset("index"), context.dataset("questions"))
+
+    def preflight(self) -> None:
+        """The packages that training imports are there."""
+        require_training_tools()
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """One tokenizer everywhere, and a window that the model reads."""
+        model, reference = inputs["model"], inputs.get("reference")
+        longest = text_config(model.config).get("max_position_embeddings")
+        if longest is not None and self.params.window > longest:
+            raise UserError(
+                f"window: {self.params.window}, but the model reads {longest} tokens at most",
+                fix=f"set `window: {longest}` or less",
+            )
+        if reference is not None and reference.tokenizer_fingerprint != model.tokenizer_fingerprint:
+            raise UserError(
+                f"the model has tokenizer {model.tokenizer_fingerprint}, "
+                f"the reference {reference.tokenizer_fingerprint}",
+                fix="a KL compares one vocabulary: take a reference of the model's family",
+            )
+        if inputs.get("heldout") is not None:
+            check_data("model", model, "heldout", inputs["heldout"])
+
+    def run(self, context: Context) -> None:
+        """Learn, save the policy and all rollouts, measure and report."""
+        from stages.agent.conversation.records import write_trajectories
+        from stages.agent.rl.curves import curves_of
+        from stages.agent.rl.experience import Diary
+        from stages.agent.rl.recipe import AgentLearning
+        from stages.training.launch import run_training
+
+        recipe = AgentLearning(
+            model=context.model("model"),
+            reference=context.inputs.get("reference") or context.model("model"),
+            environment=self.environment(context),
+            heldout=context.inputs.get("heldout"),
+            params=self.params,
+            seed=context.seed,
+            scratch=context.scratch,
+            out=context.output("model"),
+        )
+        result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
+        figures = {name: value for name, value in result.figures.items() if name != "loss"}  # around 0 at all times
+        context.metrics(**figures, **{_name(name): value for name, value in result.cost.items()})
+        trajectories, curves = [], []
+        for found in Diary(context.scratch / "rollouts").all(self.params.num_sets):
+            trajectories += [one.rollout.trajectory for one in found]
+            curves.append(curves_of(found, self.params))
+        card = context.dataset("questions").card
+        write_trajectories(context.output("rollouts"), trajectories, licence=card.licence, source=card.source)
+        details = {"parameters": self.params.identity(), "seed": context.seed, "curves": curves}
+        write_report(context.output("report"), "Reinforcement learning", figures, details)
+
+
+def _in_rollouts(context: Context) -> Any:
+    """`context.emit` for a loop that counts rollouts where others count tokens."""
+
+    def emit(event: dict[str, Any]) -> None:
+        match event:
+            case {"event": "progress", "unit": "tokens"}:
+                event = {**event, "unit": "rollouts"}
+            case {"event": "curve", "values": values}:
+                event = {**event, "values": {_name(name): value for name, value in values.items()}}
+            case {"event": "message", "text": str(text)} if text.startswith("training "):
+                event = {**event, "text": text.replace(" tokens on", " rollouts on").partition(", ")[0]}
+        context.emit(event)
+
+    return emit
+
+
+def _name(figure: str) -> str:
+    return {"tokens_per_second": "rollouts_per_second", "loss": "policy_loss"}.get(figure, figure)

@@ -1,0 +1,1 @@
+"""Writing turns with a model, many rollouts at a time."""

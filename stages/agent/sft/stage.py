@@ -1,0 +1,158 @@
+"""`agent.sft`: fine-tune a model on trajectories, on what the assistant says and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
+from stages.evaluate.matching import text_config
+from stages.stage import Context, Input, Output, Stage
+from stages.training.preflight import require_training_tools
+from stages.training.settings import TrainingParameters
+
+if TYPE_CHECKING:
+    from stages.agent.conversation.rendering import Renderer
+    from stages.agent.sft.packing import Packed
+
+
+class SftParameters(TrainingParameters):
+    """How to fine-tune. The default learning rate is that of DR-Venus."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate of AdamW; adapters want about ten times as much."""
+    epochs: Annotated[float, Field(gt=0)] | None = 1.0
+    """Times through the trajectories; with null, `tokens` says how long to train instead."""
+    window: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of a row. A trajectory that is longer is left out and counted."""
+    packing: bool = True
+    """Whether short trajectories share a row, without seeing each other."""
+    template: Literal["model", "plain"] = "model"
+    """The tokenizer's own chat template, or a plain one that any tokenizer with an end-of-text token can use. A
+    tokenizer without a template gets the plain one; the model is saved with the template it was trained with."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of adapters on all linear layers (arXiv 2106.09685), merged at the end; 0 trains every weight."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    """Adapters are scaled by `lora_alpha / lora_rank`."""
+
+    def smoke(self) -> Self:
+        """A few steps."""
+        return super().smoke().replaced(epochs=None, tokens=4096, batch_sequences=2)
+
+
+class AgentSft(Stage):
+    """Fine-tune on trajectories by cross-entropy of the assistant's tokens: its turns and the token that ends each.
+
+    What a token is, and whose, follows from the chat template's spans, never from searching text. With `heldout`, other
+    trajectories, the report tells loss and top-1 accuracy on their assistant's tokens.
+    """
+
+    Params = SftParameters
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "trajectories": Input(Dataset, schema="trajectories"),
+        "heldout": Input(Dataset, schema="trajectories", optional=True),
+    }
+    outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
+    distributed = True
+    isolated = True
+    metrics = ("loss", "heldout_*", "trajectories", "too_long", "target_share", "fill", "tokens_per_second", "peak_*")
+    paper = "2604.19859"
+    params: SftParameters
+
+    def preflight(self) -> None:
+        """The packages that training imports are there."""
+        require_training_tools()
+        if self.params.lora_rank and importlib.util.find_spec("peft") is None:
+            raise UserError("lora_rank needs peft, which is not installed", fix="pip install peft, or set lora_rank: 0")
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """The model has a tokenizer, and its context holds a row."""
+        model: Model = inputs["model"]
+        if not model.tokenizer_fingerprint:
+            raise UserError(
+                f"the model in {model.path} has no tokenizer.json", fix="give a model with a fast tokenizer"
+            )
+        if self.params.packing and any(_has_states(graft) for graft in model.grafts):
+            raise UserError(
+                "packing: true, and the model has linear heads: their states run on into the next conversation",
+                fix="set packing: false, which gives each conversation a row",
+            )
+        context = text_config(model.config).get("max_position_embeddings")
+        if context and self.params.window > context:
+            raise UserError(
+                f"window: {self.params.window} exceeds the model's context of {context} tokens",
+                fix=f"set window to {context} or less",
+            )
+
+    def run(self, context: Context) -> None:
+        """Encode, pack, train, save, measure, report."""
+        from stages.agent.conversation.rendering import load_renderer
+        from stages.agent.sft.recipe import FineTuning, Lora
+        from stages.training.launch import run_training
+
+        params, model = self.params, context.model("model")
+        renderer = load_renderer(model, params.template)
+        packed, counts = self._pack(context, "trajectories", renderer)
+        settings = params
+        if params.epochs is not None:
+            settings = params.replaced(tokens=max(1, round(params.epochs * packed.ids.size)))
+        recipe = FineTuning(
+            model=model,
+            rows=self._rows(context, "trajectories"),
+            heldout=self._pack_heldout(context, renderer),
+            template=renderer.template,
+            lora=Lora(params.lora_rank, params.lora_alpha, context.seed) if params.lora_rank else None,
+            measure_batch=params.micro_batch,
+            out=context.output("model"),
+        )
+        result = run_training(recipe, settings, context)
+        figures = {**result.figures, **counts}
+        context.metrics(**figures, **result.cost)
+        details = {"parameters": params.identity(), "seed": context.seed}
+        write_report(context.output("report"), "Fine-tuning on trajectories", figures, details)
+
+    def _pack_heldout(self, context: Context, renderer: Renderer) -> Path | None:
+        if context.inputs.get("heldout") is None:
+            return None
+        self._pack(context, "heldout", renderer)
+        return self._rows(context, "heldout")
+
+    def _rows(self, context: Context, name: str) -> Path:
+        return context.scratch / "rows" / name
+
+    def _pack(self, context: Context, name: str, renderer: Renderer) -> tuple[Packed, dict[str, float]]:
+        """Write the rows of an input; with them some figures of it."""
+        from stages.agent.conversation.records import read_trajectories
+        from stages.agent.sft.packing import IGNORED, Conversation, pack
+
+        encoded = [renderer.encode(found.messages) for found in read_trajectories(context.dataset(name))]
+        fit = [Conversation(e.ids, e.loss_mask()) for e in encoded if len(e.ids) <= self.params.window]
+        if not fit:
+            shortest = min((len(e.ids) for e in encoded), default=0)
+            raise UserError(
+                f"none of {len(encoded)} {name} fits window: {self.params.window}; the shortest has {shortest} tokens",
+                fix="widen window, or clean the trajectories of those that ramble",
+            )
+        packed = pack(fit, self.params.window, renderer.pad_id, several=self.params.packing)
+        packed.save(self._rows(context, name))
+        targets, filled = int((packed.labels != IGNORED).sum()), sum(len(c.ids) for c in fit)
+        too_long = len(encoded) - len(fit)
+        if too_long:
+            context.say(f"{too_long} of {len(encoded)} {name} exceed window: {self.params.window} and are left out")
+        figures = {
+            "trajectories": float(len(fit)),
+            "too_long": float(too_long),
+            "target_share": targets / filled,
+            "fill": filled / packed.ids.size,
+        }
+        return packed, figures
+
+
+def _has_states(graft: Mapping[str, Any]) -> bool:
+    return graft["name"] == "hybrid_heads" and graft.get("others", "gated_deltanet") == "gated_deltanet"
