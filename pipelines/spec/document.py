@@ -126,13 +126,15 @@ class Document:
 class _Open:
     """A container whose end has not been read yet."""
 
-    __slots__ = ("anchor", "before", "container", "key", "key_span", "merged", "span")
+    __slots__ = ("anchor", "before", "container", "key", "key_span", "merged", "merging", "span")
 
     def __init__(self, container: Mapping | Sequence, span: Span, anchor: str | None, before: int) -> None:
         self.container, self.span, self.anchor, self.before = container, span, anchor, before
         self.key: str | None = None
         self.key_span: Span = span
         self.merged: list[Any] = []
+        self.merging = False
+        """Whether the key is a plain `<<`; a quoted one is text."""
 
 
 class _Builder:
@@ -169,8 +171,10 @@ class _Builder:
         kind = type(event)
         if kind is yaml.ScalarEvent:
             span = _span(event)
-            value = event.value if self._key_is_next() and event.tag is None else self._scalar(event, span)
-            self._add(value, span, event.anchor)
+            is_key = self._key_is_next() and event.tag is None
+            if is_key:
+                self.stack[-1].merging = event.implicit[0] and event.value == "<<"
+            self._add(event.value if is_key else self._scalar(event, span), span, event.anchor)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             self._start(event, Mapping() if kind is yaml.MappingStartEvent else Sequence())
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
@@ -239,10 +243,10 @@ class _Builder:
         return value if isinstance(value, str) else str(value)
 
     def _pair(self, top: _Open, value: Any, span: Span) -> None:
-        key, mapping = top.key or "", top.container
-        top.key = None
+        key, mapping, merging = top.key or "", top.container, top.merging
+        top.key, top.merging = None, False
         assert isinstance(mapping, Mapping)
-        if key == "<<":
+        if merging:
             sources = value if isinstance(value, Sequence) else [value]
             if not all(isinstance(source, Mapping) for source in sources):
                 self._refuse(span, "`<<` merges mappings only")

@@ -110,6 +110,11 @@ def test_unreadable_files(tmp_path):
         Document.read(tmp_path)
 
 
+def test_a_quoted_merge_key_is_text():
+    assert Document("f", "'<<': null\nb: {\"<<\": 1}").root == {"<<": None, "b": {"<<": 1}}
+    assert Document("f", "a: &a {x: 1}\nb: {<<: *a, '<<': 2}").root["b"] == {"<<": 2, "x": 1}
+
+
 plain_values = st.recursive(
     st.none()
     | st.booleans()
