@@ -124,6 +124,17 @@ PARTS: Final = {
             has_peers=True,
         ),
         Part(
+            "quantize.whole",
+            "quantising a model of half a billion parameters",
+            20,
+            1,
+            arguments=("whole",),
+            quick=(
+                *("--width", "128", "--inner", "256", "--layers", "2", "--vocabulary", "512"),
+                *("--windows", "2", "--methods", "rtn", "glowq"),
+            ),
+        ),
+        Part(
             "recursive",
             "leaving early beside generate",
             8,
