@@ -14,8 +14,8 @@ layer), with one for the linears that read the same input (`glowq`, 4 a layer), 
 (`glowq_s`). The dense weights are held, so that making them is no part of the figures: on a GPU a kernel multiplies the
 codes themselves. The four take turns in one process, in opposite orders, after one turn each that does not count.
 
-`whole` quantises a random model of 494 million parameters (the shape of Qwen2.5-0.5B) from files to files, each method in
-a process of its own: seconds, and peak memory as a multiple of the model's float32 weights. Nothing is said of quality.
+`whole` quantises a random model of 494 million parameters (the shape of Qwen2.5-0.5B) from files to files, each method
+in a process of its own: seconds, and peak memory as a multiple of the model's float32 weights. Quality is not measured.
 """
 
 from __future__ import annotations
