@@ -99,6 +99,9 @@ class Executor(Protocol):
     def start(self, name: str, payload: Any, request: Request) -> None:
         """Begin the work called `name` when there is room for it."""
 
+    def full(self) -> bool:
+        """Whether more work would only wait behind what was started."""
+
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
         """Block until some work is finished, delivering events meanwhile; [] when the time is over first."""
 
@@ -132,6 +135,10 @@ class InlineExecutor:
     def start(self, name: str, payload: Any, request: Request) -> None:
         """Queue the work."""
         self.queue.append((name, payload, request))
+
+    def full(self) -> bool:
+        """One at a time; what has not begun is left to other runs on the same store."""
+        return bool(self.queue)
 
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
         """Do the first queued work to its end."""

@@ -91,6 +91,10 @@ class RayExecutor:
                 raise ClusterLostError(self.lost) from None
             raise
 
+    def full(self) -> bool:
+        """Never: Ray starts what there is room for, and `clusters.room` tells what waits."""
+        return False
+
     def ask_to_stop(self) -> bool:
         """Ask all work to save what it has and stop."""
         self.channel.stop.remote()

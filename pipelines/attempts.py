@@ -81,6 +81,11 @@ class Attempts:
         return [step.spec for step, _ in self.running.values()] + waiting
 
     @property
+    def full(self) -> bool:
+        """Whether what is started now would only wait behind what runs."""
+        return self.executor is not None and self.executor.full()
+
+    @property
     def open(self) -> bool:
         """Whether anything is under way."""
         return bool(self.running or self.pauses or self.claims.wishes)

@@ -139,7 +139,7 @@ class Runner:
 
     def _start_ready(self) -> None:
         held: list[str] = []
-        while self.frontier.ready:
+        while self.frontier.ready and not self.attempts.full:
             spec = self.stages[self.frontier.ready.popleft()]
             if self.result.states[spec.name] == "waiting" and not self._begin(spec):
                 held.append(spec.name)

@@ -224,3 +224,13 @@ def test_a_dead_run_is_closed_by_the_next(bench):
     assert json.loads((directory / "journal.jsonl").read_text().splitlines()[-1])["state"] == "cancelled"
     assert not (directory / "open").exists()
     assert list((bench.store.root / "work").iterdir()) == []
+
+
+def test_work_that_waits_its_turn_is_neither_told_as_started_nor_kept_from_other_runs(bench):
+    fan = "name: fan\nstages:\n" + "".join(
+        f'  s{number}: {{uses: "tests.toy:Write", with: {{text: "{number}"}}}}\n' for number in range(4)
+    )
+    result = bench.run(fan)
+    events = [json.loads(line) for line in (bench.store.run_directory(result.run) / "journal.jsonl").open()]
+    told = [(each["event"], each["stage"]) for each in events if each["event"] in ("stage-started", "stage-finished")]
+    assert told == [(f"stage-{what}", f"s{number}") for number in range(4) for what in ("started", "finished")]
