@@ -80,10 +80,12 @@ def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
             "solution": json.dumps([[call.name, dict(call.arguments)] for call in task.solution], ensure_ascii=False),
             "thoughts": list(task.thoughts),
             "kind": task.kind,
+            "data": task.data,
         }
         for task in tasks
     ]
-    _write(directory, "messages", _TASKS, rows, (row["messages"][0]["content"] for row in rows), about)
+    columns = _TASKS.append(pa.field("data", pa.string())) if any(row["data"] for row in rows) else _TASKS
+    _write(directory, "messages", columns, rows, (row["messages"][0]["content"] for row in rows), about)
 
 
 def read_tasks(dataset: Dataset) -> list[Task]:
@@ -103,6 +105,7 @@ def read_tasks(dataset: Dataset) -> list[Task]:
                 solution=tuple(ToolCall(name, args) for name, args in json.loads(row.get("solution") or "[]")),
                 thoughts=tuple(row.get("thoughts") or ()),
                 kind=row.get("kind") or "",
+                data=row.get("data") or "",
             )
         )
     if not tasks:

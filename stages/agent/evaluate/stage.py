@@ -71,7 +71,7 @@ class AgentEvaluate(Stage):
     Params = AgentEvaluateParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
         "questions": Input(Dataset, schema="messages"),
     }
     outputs: ClassVar[Mapping[str, Output]] = {
@@ -82,7 +82,10 @@ class AgentEvaluate(Stage):
     params: AgentEvaluateParameters
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The model has a tokenizer, and a context that holds the window."""
+        """The model has a tokenizer, a context that holds the window, and the questions their environment."""
+        from stages.agent.environment.opening import check_index
+
+        check_index(inputs)
         model: Model = inputs["model"]
         if not model.tokenizer_fingerprint:
             raise UserError(
@@ -99,7 +102,7 @@ class AgentEvaluate(Stage):
         """Load, play, score, report."""
         from stages.agent.conversation.records import write_trajectories
         from stages.agent.conversation.rendering import load_renderer
-        from stages.agent.environment.research import open_environment
+        from stages.agent.environment.opening import open_environment
         from stages.agent.evaluate.figure import draw_outcomes
         from stages.agent.evaluate.page import write_page
         from stages.agent.evaluate.scores import summary
@@ -108,7 +111,7 @@ class AgentEvaluate(Stage):
         from stages.evaluate.loading import load_for_evaluation
 
         params, source = self.params, context.model("model")
-        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        environment = open_environment(context.dataset("questions"), context.inputs.get("index"))
         renderer = load_renderer(source, params.template)
         model = load_for_evaluation(source, params.dtype)
         engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))

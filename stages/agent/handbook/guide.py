@@ -37,7 +37,7 @@ class AgentGuide(Stage):
     Params = GuideParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
         "questions": Input(Dataset, schema="messages"),
         "handbook": Input(Dataset, schema="text"),
     }
@@ -57,7 +57,7 @@ class AgentGuide(Stage):
         """Work with the handbook and without, report, write what can be learnt from."""
         from stages.agent.conversation.records import write_trajectories
         from stages.agent.conversation.rendering import load_renderer
-        from stages.agent.environment.research import open_environment
+        from stages.agent.environment.opening import open_environment
         from stages.agent.handbook.guided import Guided
         from stages.agent.handbook.records import read_handbook
         from stages.agent.rollout.engine import Sampling
@@ -66,7 +66,7 @@ class AgentGuide(Stage):
 
         params, source = self.params, context.model("model")
         handbook = read_handbook(context.dataset("handbook"))
-        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        environment = open_environment(context.dataset("questions"), context.inputs.get("index"))
         guided = Guided(environment, handbook, params.behaviours)
         renderer = load_renderer(source, params.template)
         model = load_for_evaluation(source, params.dtype)
