@@ -94,6 +94,7 @@ class AgentLearn(Stage):
     def run(self, context: Context) -> None:
         """Learn, save the policy and all rollouts, measure and report."""
         from stages.agent.conversation.records import write_trajectories
+        from stages.agent.rl.beside import writer_beside
         from stages.agent.rl.curves import curves_of
         from stages.agent.rl.experience import Diary
         from stages.agent.rl.recipe import AgentLearning
@@ -109,7 +110,8 @@ class AgentLearn(Stage):
             scratch=context.scratch,
             out=context.output("model"),
         )
-        result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
+        with writer_beside(recipe, context) as recipe.writer:
+            result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
         figures = {name: value for name, value in result.figures.items() if name != "loss"}  # around 0 at all times
         context.metrics(**figures, **{_name(name): value for name, value in result.cost.items()})
         trajectories, curves = [], []
