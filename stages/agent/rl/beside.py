@@ -27,7 +27,7 @@ from stages.training.precision import torch_dtype
 from stages.training.recipe import Worker
 
 ROOM_SECONDS: Final = 60.0
-"""In which a cluster has to find a place for the actor."""
+"""In which the actor has to be up on this node."""
 IN_TURN: Final = "rollouts and updates take turns: this node has no room for both at once (the result is the same)"
 
 
@@ -117,13 +117,15 @@ def _tensors(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _has_room(resources: Resources) -> bool:
-    """Whether a local Ray could hold two such workers; a cluster that is there decides for itself."""
+    """Whether the cluster has what a second worker takes now; without one, whether this machine can hold two."""
     import ray
 
-    twice = (2 * resources.cpus, 2 * resources.gpus)
-    return ray.is_initialized() or all(
-        wanted <= there for wanted, there in zip(twice, (os.cpu_count() or 1, torch.cuda.device_count()), strict=True)
-    )
+    if ray.is_initialized():
+        free, times = ray.available_resources(), 1
+    else:
+        free, times = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 2
+    wanted = {"CPU": times * resources.cpus, "GPU": times * resources.gpus}
+    return all(amount <= free.get(name, 0.0) for name, amount in wanted.items())
 
 
 def _start(recipe: AgentLearning, context: Context) -> Beside | None:
