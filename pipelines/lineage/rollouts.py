@@ -60,12 +60,12 @@ def log_rollouts(client: TracingClient, directory: Path, source: Source, redacto
         found = sample_trajectories(Dataset(directory), MOST_TRACES)
     except (OSError, pa.ArrowException):
         return
-    traces = [_Trace(source, row, trajectory, redactor) for row, trajectory in found]
-    try:
-        client.log_spans(source.experiment, [span for trace in traces for span in trace.spans()])
-    except (NotImplementedError, MlflowNotImplementedException):
-        return
-    for trace in traces:
+    for row, trajectory in found:
+        trace = _Trace(source, row, trajectory, redactor)
+        try:
+            client.log_spans(source.experiment, trace.spans())
+        except (NotImplementedError, MlflowNotImplementedException):
+            return
         client.start_trace(trace.info())
 
 
