@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     rollouts.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     step.add_argument("--credit", choices=("igpo", "gain", "outcome", "grpo"), default="igpo")
     step.add_argument("--questions", type=int, default=1)
-    step.add_argument("--steps", type=int, default=2, help="the first one warms up")
+    step.add_argument("--steps", type=int, default=3, help="at least; the first one warms up")
     step.add_argument("--staleness", type=int, choices=(0, 1), default=0, help="1: rollouts beside updates")
     step.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args()

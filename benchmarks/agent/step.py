@@ -59,7 +59,7 @@ def _print(events: list[dict[str, Any]], options: argparse.Namespace) -> None:
     for event in events:
         if event["event"] == "curve":
             curves.setdefault(event["step"], {}).update(event["values"])
-    last = curves[max(curves)]
+    last = curves[max(curves) - options.staleness]  # beside the very last updates nothing is written
     num_rollouts = options.questions * options.rollouts
     whole = num_rollouts / last["rollouts_per_second"]
     writing = {phase: last.get(f"seconds_{phase}", 0.0) for phase in PHASES}
