@@ -189,7 +189,7 @@ PARTS: Final = {
             8,
             3,
             arguments=("step",),
-            quick=("--rollouts", "2", "--turn-tokens", "8"),
+            quick=("--rollouts", "2", "--turn-tokens", "8", "--steps", "2"),
             hands_over=False,
         ),
     )

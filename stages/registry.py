@@ -55,6 +55,7 @@ METHODS: Final[Mapping[str, str]] = {
     "quantize.export_adapter": "stages.quantize.export_adapter:QuantizeExportAdapter",
     "agent.index": "stages.agent.environment.index:AgentIndex",
     "agent.questions": "stages.agent.questions.stage:AgentQuestions",
+    "agent.gym_questions": "stages.agent.questions.gym:AgentGymQuestions",
     "agent.collect": "stages.agent.trajectories.collect:AgentCollect",
     "agent.clean": "stages.agent.trajectories.clean:AgentClean",
     "agent.sft": "stages.agent.sft.stage:AgentSft",

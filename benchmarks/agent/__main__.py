@@ -1,13 +1,14 @@
 """Rollouts written in one batch against `model.generate`, and where the time of a reinforcement learning step goes.
 
     python -m benchmarks.agent rollouts [--rollouts 8] [--turns 2] [--turn-tokens 32] [--prompt 256] [--told 128]
-    python -m benchmarks.agent step     [--credit igpo] [--questions 1] [--rollouts 8] [--turn-tokens 32]
+    python -m benchmarks.agent step     [--credit igpo] [--staleness 0] [--questions 1] [--rollouts 8]
 
 The model is SmolLM2-135M-Instruct unless `--model DIRECTORY` names another. `rollouts` gives every contender the same
 prompts and the same results of tools, and lets all write turns of equal length: the project's engine (one batch, its
 cache going on over turns), `generate` on padded batches that are read anew each turn, and `generate` on one rollout
 after another. Contenders take turns in one process, in opposite orders; each runs once to warm up. `step` runs the
-stage `agent.rl` on cloze questions over passages of Wikipedia and prints the seconds of each phase.
+stage `agent.rl` on cloze questions over passages of Wikipedia and prints the seconds of each phase. With
+`--staleness 1` rollouts are written beside the updates, which takes two CPUs with a thread each.
 On a machine that others use too, trust the ratios, and CPU seconds, with `OMP_NUM_THREADS=1`.
 """
 
@@ -50,7 +51,8 @@ def _options() -> argparse.Namespace:
     rollouts.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     step.add_argument("--credit", choices=("igpo", "gain", "outcome", "grpo"), default="igpo")
     step.add_argument("--questions", type=int, default=1)
-    step.add_argument("--steps", type=int, default=2, help="the first one warms up")
+    step.add_argument("--steps", type=int, default=3, help="at least; the first one warms up")
+    step.add_argument("--staleness", type=int, choices=(0, 1), default=0, help="1: rollouts beside updates")
     step.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args()
 

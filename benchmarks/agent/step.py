@@ -37,6 +37,7 @@ def measure(options: argparse.Namespace) -> None:
             turns=options.turns,
             turn_tokens=options.turn_tokens,
             credit=options.credit,
+            staleness=options.staleness,
             precision=options.precision,
         )
     _print(events, options)
@@ -58,10 +59,11 @@ def _print(events: list[dict[str, Any]], options: argparse.Namespace) -> None:
     for event in events:
         if event["event"] == "curve":
             curves.setdefault(event["step"], {}).update(event["values"])
-    last = curves[max(curves)]
+    last = curves[max(curves) - options.staleness]  # beside the very last updates nothing is written
     num_rollouts = options.questions * options.rollouts
     whole = num_rollouts / last["rollouts_per_second"]
-    seconds = {phase: last.get(f"seconds_{phase}", 0.0) for phase in PHASES}
+    writing = {phase: last.get(f"seconds_{phase}", 0.0) for phase in PHASES}
+    seconds = {"waiting": last["seconds_waiting"]} if "seconds_waiting" in last else dict(writing)
     seconds["update"] = whole - sum(seconds.values())
     print(
         f"{num_rollouts} rollouts of {last['turns']:.1f} turns, {last['rollout_tokens']:.0f} tokens, of which "
@@ -69,3 +71,5 @@ def _print(events: list[dict[str, Any]], options: argparse.Namespace) -> None:
     )
     for phase, value in {**seconds, "step": whole}.items():
         print(f"| {phase} | {value:.2f} | {value / whole:.0%} |")
+    if "waiting" in seconds:
+        print("\nin the process beside: " + ", ".join(f"{phase} {value:.2f} s" for phase, value in writing.items()))

@@ -20,6 +20,7 @@ from pipelines.journal import Event
 from pipelines.lineage.note import PAGES, link, plain
 from pipelines.lineage.records import PARAM_LENGTH, PRODUCER, cut, stage_params, texts
 from pipelines.lineage.redact import Redactor
+from pipelines.lineage.rollouts import Source, log_rollouts
 from pipelines.lineage.tracker import Tracker
 from pipelines.lineage.view import REUSED, StageView
 
@@ -93,6 +94,15 @@ class Linker:
             small = (item.get("bytes") or 0) <= LARGEST_REPORT
             if item["kind"] == "report" and small and directory is not None and directory.is_dir():
                 self.tracker.client.log_artifacts(run, str(directory), artifact_path=f"reports/{item['name']}")
+
+    def trace_rollouts(self, stage: StageView, event: Event, run: str, time_ms: int) -> None:
+        """Show the rollouts a stage made as traces of its run, which ended at `time_ms`."""
+        for item in event.get("outputs") or []:
+            directory = self._local(item.get("uri") or "")
+            if item.get("schema") == "trajectories" and directory is not None:
+                name, output = "/".join((self.uid, stage.attempt_id, item["name"])), f"{stage.name}.{item['name']}"
+                source = Source(name, output, self.experiment, run, time_ms)
+                log_rollouts(self.tracker.traces, directory, source, self.redactor)
 
     def _log_outputs(self, run: str, made: Sequence[str]) -> None:
         # MLflow raises on an output it already has, so a repeated call has to look first.

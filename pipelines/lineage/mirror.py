@@ -162,6 +162,7 @@ class RunMirror:
         self.tracker.log(child, metrics=final_figures(stage, event, read, made, self._last_ms), tags=tags)
         if event["state"] == "done":
             self._links.copy_reports(event, child)
+            self._links.trace_rollouts(stage, event, child, self._last_ms)
         self._end_child(stage.attempt_id, STATUS[event["state"]], self._last_ms)
 
     def _on_run_finished(self, event: Event) -> None:

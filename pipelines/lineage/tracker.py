@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from mlflow.entities import LoggedModel, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
 from pipelines.lineage.address import is_server, tracking_uri
@@ -39,6 +40,7 @@ class Tracker:
         with locked(self._store / "mlflow.lock"):
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.get_experiment_by_name("Default")
+        self.traces = TracingClient(self.uri)
 
     def experiment(self, name: str, description: str) -> str:
         """The id of a pipeline's experiment; made when missing, brought back when deleted."""

@@ -54,7 +54,7 @@ def _train_under_ray(task: Task, context: Context) -> TrainingResult:
         else:
             context.emit(event)
 
-    with _cluster(context.resources), _home(receive, context.stopping) as home:
+    with cluster(context.resources), _home(receive, context.stopping) as home:
         _fit(task, home, context.resources, context.scratch / "ray")
     return results[0]
 
@@ -123,7 +123,7 @@ def _resources_per_worker(resources: Resources) -> dict[str, float]:
 
 
 @contextmanager
-def _cluster(resources: Resources) -> Iterator[None]:
+def cluster(resources: Resources) -> Iterator[None]:
     """The cluster of this process; without one, a local one, gone afterwards.
 
     Ray decides when it is imported whether a node listens on its network address or, as on desktops, on loopback only:

@@ -84,6 +84,7 @@ class _Loop:
         self.telemetry.updated(step + 1, time.monotonic() - started, curves)
         self._evaluate(step + 1)
         if result.checkpoint_due or result.stop:
+            self.recipe.settle()
             checkpoints.save(self.engine, self.task.checkpoint_directory, step + 1, self.loss, self.layout)
             self.saved_at = time.monotonic()
         if result.stop:

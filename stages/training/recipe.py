@@ -90,6 +90,9 @@ class Recipe(ABC):
         """Figures on held-out data while training goes on, by name; equal on every worker. None by default."""
         return {}
 
+    def settle(self) -> None:
+        """Called on every worker before a checkpoint: what could not be made again after it has to be on disk."""
+
     @abstractmethod
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the trained module and measure it; runs on worker 0 alone, returns the final figures by name."""

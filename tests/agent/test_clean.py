@@ -93,6 +93,17 @@ def test_without_answers_the_reward_decides():
     assert ledger.trajectories == {"wrong answer": 1}
 
 
+def test_without_tools_the_reward_decides_and_the_prompt_stays():
+    minus_five = ("assistant", write_turn("", "-5"))
+    wrong, right = (
+        talk(minus_five, answers=answers, reward=reward) for answers, reward in ((("5",), 0), (("-5.0",), 1))
+    )
+    kept, ledger = clean([wrong, right], Rules({}))
+    assert kept == [right], "words alone would take -5 for 5"
+    assert ledger.trajectories == {"wrong answer": 1}
+    assert ledger.aligned == 0
+
+
 def test_a_repeated_trajectory_counts_once():
     later = talk(call("a"), ("tool", "a"), call("a"), ("tool", "a"), call("b"), ("tool", "b"), ANSWER)
     kept, ledger = clean([SOUND, SOUND, later], RULES)
@@ -193,6 +204,16 @@ def test_every_error_of_the_expert_is_found(world, tmp_path):
     shard = "out/trajectories/shard-00000.parquet"
     assert (tmp_path / "twice" / shard).read_bytes() == (tmp_path / "clean" / shard).read_bytes()
     assert twice.results["removed_calls"] == 0
+
+
+def test_an_environment_without_an_index(tmp_path):
+    found = [talk(ANSWER, task="right"), talk(ANSWER, task="wrong", question="Another?", reward=0.5)]
+    (tmp_path / "found").mkdir()
+    write_trajectories(tmp_path / "found", found)
+    context = run(AgentClean, {"trajectories": Dataset(tmp_path / "found")}, tmp_path)
+    assert (context.results["kept"], context.results["dropped"]) == (1, 1)
+    (kept,) = read_trajectories(Dataset(tmp_path / "out/trajectories"))
+    assert kept.messages == found[0].messages
 
 
 def test_nothing_clean_says_why(world, tmp_path):

@@ -102,7 +102,8 @@ class Writer:
             "digest": digest(f"{content}.{name}"),
             "uri": str(self.store / "artifacts" / stage / name),
         }
-        found["schema"] = "text" if kind == "dataset" else None
+        schema = "trajectories" if name in ("trajectories", "rollouts") else "text"
+        found["schema"] = schema if kind == "dataset" else None
         self.made[f"{stage}.{name}"] = {**found, "stage": stage, "output": name}
         return {**found, "name": name, "bytes": 1024}
 

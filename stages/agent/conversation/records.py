@@ -60,18 +60,14 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory], **ab
 
 def read_trajectories(dataset: Dataset) -> list[Trajectory]:
     """The trajectories as they were found: nothing of what they say is checked, see `agent.clean`."""
-    return [
-        Trajectory(
-            task=row.get("task") or str(number),
-            messages=tuple(_message(message) for message in row["trajectory"] or ()),
-            reward=row["reward"] or 0.0,
-            ending=row.get("ending") or "",
-            question=row.get("question") or "",
-            answers=tuple(row.get("answers") or ()),
-            kind=row.get("kind") or "",
-        )
-        for number, row in enumerate(_rows(dataset))
-    ]
+    return [_trajectory(number, row) for number, row in enumerate(_rows(dataset))]
+
+
+def sample_trajectories(dataset: Dataset, most: int) -> list[tuple[int, Trajectory]]:
+    """At most `most` trajectories with the numbers of their rows, evenly spread over the dataset."""
+    total = sum(pq.ParquetFile(shard).metadata.num_rows for shard in dataset.shards)
+    chosen = {number * total // most for number in range(most)} if total > most else set(range(total))
+    return [(number, _trajectory(number, row)) for number, row in enumerate(_rows(dataset)) if number in chosen]
 
 
 def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
@@ -84,10 +80,12 @@ def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
             "solution": json.dumps([[call.name, dict(call.arguments)] for call in task.solution], ensure_ascii=False),
             "thoughts": list(task.thoughts),
             "kind": task.kind,
+            "data": task.data,
         }
         for task in tasks
     ]
-    _write(directory, "messages", _TASKS, rows, (row["messages"][0]["content"] for row in rows), about)
+    columns = _TASKS.append(pa.field("data", pa.string())) if any(row["data"] for row in rows) else _TASKS
+    _write(directory, "messages", columns, rows, (row["messages"][0]["content"] for row in rows), about)
 
 
 def read_tasks(dataset: Dataset) -> list[Task]:
@@ -107,6 +105,7 @@ def read_tasks(dataset: Dataset) -> list[Task]:
                 solution=tuple(ToolCall(name, args) for name, args in json.loads(row.get("solution") or "[]")),
                 thoughts=tuple(row.get("thoughts") or ()),
                 kind=row.get("kind") or "",
+                data=row.get("data") or "",
             )
         )
     if not tasks:
@@ -123,6 +122,18 @@ def write_documents(directory: Path, documents: Iterable[tuple[str, str]], **abo
 def read_texts(dataset: Dataset) -> Iterator[str]:
     """The documents of a `text` dataset."""
     return (row["text"] or "" for row in _rows(dataset))
+
+
+def _trajectory(number: int, row: Mapping[str, Any]) -> Trajectory:
+    return Trajectory(
+        task=row.get("task") or str(number),
+        messages=tuple(_message(message) for message in row["trajectory"] or ()),
+        reward=row["reward"] or 0.0,
+        ending=row.get("ending") or "",
+        question=row.get("question") or "",
+        answers=tuple(row.get("answers") or ()),
+        kind=row.get("kind") or "",
+    )
 
 
 def _message(record: Mapping[str, Any]) -> Message:

@@ -45,6 +45,8 @@ class Task:
     """What could be thought before each call of the solution, and before the answer; empty where nobody says."""
     kind: str = ""
     """Groups tasks in reports."""
+    data: str = ""
+    """What the environment alone knows of it, such as how to score it."""
 
 
 class Tool(ABC):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.agent.rollout.opening import EngineName
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
@@ -40,6 +41,8 @@ class AgentEvaluateParameters(Parameters):
     """The tokenizer's own chat template, or the plain one."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type the model computes in."""
+    engine: EngineName = "transformers"
+    """What writes the turns. `vllm` needs a CUDA device and vLLM; it draws other tokens from a seed."""
     tool_seconds: Annotated[float, Field(gt=0), EXECUTION] = 30
     """Seconds that tools have to answer; one that does not is an error for the model to read."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
@@ -71,7 +74,7 @@ class AgentEvaluate(Stage):
     Params = AgentEvaluateParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
         "questions": Input(Dataset, schema="messages"),
     }
     outputs: ClassVar[Mapping[str, Output]] = {
@@ -82,7 +85,10 @@ class AgentEvaluate(Stage):
     params: AgentEvaluateParameters
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The model has a tokenizer, and a context that holds the window."""
+        """The model has a tokenizer, a context that holds the window, and the questions their environment."""
+        from stages.agent.environment.opening import check_index
+
+        check_index(inputs)
         model: Model = inputs["model"]
         if not model.tokenizer_fingerprint:
             raise UserError(
@@ -99,19 +105,18 @@ class AgentEvaluate(Stage):
         """Load, play, score, report."""
         from stages.agent.conversation.records import write_trajectories
         from stages.agent.conversation.rendering import load_renderer
-        from stages.agent.environment.research import open_environment
+        from stages.agent.environment.opening import open_environment
         from stages.agent.evaluate.figure import draw_outcomes
         from stages.agent.evaluate.page import write_page
         from stages.agent.evaluate.scores import summary
         from stages.agent.rollout.engine import Sampling
-        from stages.agent.rollout.transformers_engine import TransformersEngine
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.agent.rollout.opening import open_engine
 
         params, source = self.params, context.model("model")
-        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        environment = open_environment(context.dataset("questions"), context.inputs.get("index"))
         renderer = load_renderer(source, params.template)
-        model = load_for_evaluation(source, params.dtype)
-        engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))
+        sampling = Sampling(params.temperature, params.top_p)
+        engine = open_engine(params.engine, source, renderer.stop_id, sampling, params.dtype, params.window)
         outcomes = self._play(context, engine, environment, renderer)
         figures, details = summary(outcomes)
         context.metrics(**figures)

@@ -37,7 +37,7 @@ class AgentGuide(Stage):
     Params = GuideParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
         "questions": Input(Dataset, schema="messages"),
         "handbook": Input(Dataset, schema="text"),
     }
@@ -57,20 +57,19 @@ class AgentGuide(Stage):
         """Work with the handbook and without, report, write what can be learnt from."""
         from stages.agent.conversation.records import write_trajectories
         from stages.agent.conversation.rendering import load_renderer
-        from stages.agent.environment.research import open_environment
+        from stages.agent.environment.opening import open_environment
         from stages.agent.handbook.guided import Guided
         from stages.agent.handbook.records import read_handbook
         from stages.agent.rollout.engine import Sampling
-        from stages.agent.rollout.transformers_engine import TransformersEngine
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.agent.rollout.opening import open_engine
 
         params, source = self.params, context.model("model")
         handbook = read_handbook(context.dataset("handbook"))
-        environment = open_environment(context.dataset("index"), context.dataset("questions"))
+        environment = open_environment(context.dataset("questions"), context.inputs.get("index"))
         guided = Guided(environment, handbook, params.behaviours)
         renderer = load_renderer(source, params.template)
-        model = load_for_evaluation(source, params.dtype)
-        engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))
+        sampling = Sampling(params.temperature, params.top_p)
+        engine = open_engine(params.engine, source, renderer.stop_id, sampling, params.dtype, params.window)
         plain = self._work(context, engine, renderer, environment)
         found = self._work(context, engine, renderer, guided)
         tasks, card = {task.id: task for task in environment.tasks}, context.dataset("questions").card

@@ -37,6 +37,10 @@ class Diary:
         file = self._file(number)
         return [_experience(row) for row in json.loads(file.read_bytes())] if file.exists() else None
 
+    def holds(self, number: int) -> bool:
+        """Whether the set `number` was collected."""
+        return self._file(number).exists()
+
     def write(self, number: int, experiences: Sequence[Experience]) -> None:
         """Keep a set."""
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """What a worker does to learn by rollouts, as a recipe of the training loop.
 
 To the loop a sample is a slot: one of the N rollouts of the set that is being learnt from. Every step goes once through
-all of them. The set itself is made when the first slot of a step is asked for, with the weights as they are then, so
-the policy that writes is the one that learns, in the same memory. Which set that is follows from the engine's own
-count of updates, which its checkpoints hold: a resumed run goes on exactly.
+all of them. The set itself is there when the first slot of a step is asked for: made with the weights as they are then,
+by the very policy that learns, or begun one set earlier (`sets`). Which set that is follows from the engine's own count
+of updates, which its checkpoints hold: a resumed run goes on exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,6 +28,7 @@ from stages.agent.rl.experience import Diary, Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rl.losses import stale, token_loss
 from stages.agent.rl.prompts import fitting
+from stages.agent.rl.sets import Here, Sets, SetWriter
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
 from stages.evaluate.distance import distance
@@ -52,17 +52,28 @@ class AgentLearning(Recipe):
     scratch: Path
     """Where experience is kept, and windows are decoded to."""
     out: Path
+    writer: SetWriter | None = None
+    """What writes the sets in another process; None: the workers do."""
     _live: _Live | None = field(default=None, repr=False)
 
     def prepare(self, worker: Worker) -> None:
-        """Open the environment, and load the reference where the loss asks for one."""
+        """Load what writes rollouts, unless that is another process."""
+        writer = self.writer or Here(self.collector(worker))
+        diary = Diary(self.scratch / "rollouts")
+        self._live = _Live(worker, Sets(writer, diary, self.params.num_sets, self.params.staleness, worker))
+
+    def collector(self, worker: Worker) -> Collector:
+        """The environment, open, and the reference where the loss asks for one."""
         renderer = load_renderer(self.model)
         environment = self.environment()
         tasks = fitting(environment, renderer, self.params, worker)
         reference = self._load(self.reference, worker).requires_grad_(False) if self.params.kl_weight else None
         tools = Toolbox(environment.tools, self.params.tool_timeout)
-        collector = Collector(environment, tasks, tools, renderer, reference, self.params, self.seed, worker)
-        self._live = _Live(worker, collector, Diary(self.scratch / "rollouts"))
+        return Collector(environment, tasks, tools, renderer, reference, self.params, self.seed, worker)
+
+    def policy(self, worker: Worker) -> PreTrainedModel:
+        """The policy as it was given, where `worker` computes."""
+        return self._load(self.model, worker)
 
     @property
     def live(self) -> _Live:
@@ -105,12 +116,16 @@ class AgentLearning(Recipe):
         }
         return Loss((found.loss * weight_BL).sum(), {name: value.detach() for name, value in parts.items()})
 
+    def settle(self) -> None:
+        """Keep the set under way: a run that resumes has not the weights any more that it was begun with."""
+        self.live.sets.settle()
+
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the policy, and measure it against its parent on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"a policy is a PreTrainedModel, got {type(model).__name__}"
-        self.live.collector.tools.close()
+        self.live.sets.writer.close()
         save_model(model, self.out, tokenizer_from=self.model.path)
-        return {**summary(self.live.diary, self.params), **self._distance(model)}
+        return {**summary(self.live.sets.diary, self.params), **self._distance(model)}
 
     def _tokens(self, engine: Any) -> Tokens:
         """The set that the next update learns from, made or read when it is first asked for."""
@@ -121,18 +136,13 @@ class AgentLearning(Recipe):
         return live.tokens
 
     def _experience(self, engine: Any, number: int) -> list[Experience]:
-        """The set `number`: what was collected before an interruption, or what the policy does now."""
-        worker, collector, diary = self.live.worker, self.live.collector, self.live.diary
-        found = _first_worker_says(worker, diary.read(number) if worker.rank == 0 else None)
-        if found is None:
-            found = collector.collect(engine.module, number)
-            if worker.rank == 0:
-                diary.write(number, found)
-        seconds = {f"seconds_{phase}": value for phase, value in collector.seconds.items()}
+        """The set `number`, its curves told."""
+        worker, found = self.live.worker, self.live.sets.next(engine.module, number)
         if worker.rank == 0:
-            curves = {**curves_of(found, self.params), **seconds}
+            seconds = {f"seconds_{phase}": value for phase, value in found.seconds.items()}
+            curves = {**curves_of(found.experiences, self.params), **seconds}
             worker.emit({"event": "curve", "step": engine.global_steps + 1, "values": curves})
-        return found
+        return found.experiences
 
     def _distance(self, model: nn.Module) -> dict[str, float]:
         if self.heldout is None:
@@ -150,17 +160,7 @@ class _Live:
     """What a worker holds while it learns."""
 
     worker: Worker
-    collector: Collector
-    diary: Diary
+    sets: Sets
     number: int = -1
     """Of the set in `tokens`."""
     tokens: Tokens | None = None
-
-
-def _first_worker_says(worker: Worker, value: list[Experience] | None) -> list[Experience] | None:
-    """Worker 0's value, on every worker."""
-    if worker.world_size == 1:
-        return value
-    holder = [value]
-    torch.distributed.broadcast_object_list(holder)
-    return holder[0]

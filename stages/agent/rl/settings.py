@@ -27,6 +27,9 @@ class PolicyParameters(Parameters):
     """Rollouts of each question, which are compared with each other."""
     updates: Annotated[int, Field(ge=1)] = 1
     """Updates made from one set of rollouts; with more than one the clip comes into play."""
+    staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """Sets by which the policy that writes lags behind the one that learns. 1: each set but the first is written with
+    the weights from before the updates of the last one, and beside those updates where there is room for it."""
 
     turn_tokens: Annotated[int, Field(ge=2)] = 128
     """Tokens of a turn at most."""

@@ -33,7 +33,7 @@ class AgentLearn(Stage):
     Params = LearningParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
         "questions": Input(Dataset, schema="messages"),
         "reference": Input(Model, optional=True),
         "heldout": Input(Dataset, schema="tokens", optional=True),
@@ -62,16 +62,19 @@ class AgentLearn(Stage):
 
     def environment(self, context: Context) -> Callable[[], Environment]:
         """What opens the environment, on every worker."""
-        from stages.agent.environment.research import open_environment
+        from stages.agent.environment.opening import open_environment
 
-        return partial(open_environment, context.dataset("index"), context.dataset("questions"))
+        return partial(open_environment, context.dataset("questions"), context.inputs.get("index"))
 
     def preflight(self) -> None:
         """The packages that training imports are there."""
         require_training_tools()
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """One tokenizer everywhere, and a window that the model reads."""
+        """One tokenizer everywhere, a window that the model reads, and what the questions' environment needs."""
+        from stages.agent.environment.opening import check_index
+
+        check_index(inputs)
         model, reference = inputs["model"], inputs.get("reference")
         longest = text_config(model.config).get("max_position_embeddings")
         if longest is not None and self.params.window > longest:
@@ -91,6 +94,7 @@ class AgentLearn(Stage):
     def run(self, context: Context) -> None:
         """Learn, save the policy and all rollouts, measure and report."""
         from stages.agent.conversation.records import write_trajectories
+        from stages.agent.rl.beside import writer_beside
         from stages.agent.rl.curves import curves_of
         from stages.agent.rl.experience import Diary
         from stages.agent.rl.recipe import AgentLearning
@@ -106,7 +110,8 @@ class AgentLearn(Stage):
             scratch=context.scratch,
             out=context.output("model"),
         )
-        result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
+        with writer_beside(recipe, context) as recipe.writer:
+            result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
         figures = {name: value for name, value in result.figures.items() if name != "loss"}  # around 0 at all times
         context.metrics(**figures, **{_name(name): value for name, value in result.cost.items()})
         trajectories, curves = [], []

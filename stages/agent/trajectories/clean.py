@@ -45,13 +45,14 @@ class AgentClean(Stage):
 
     In this order: roles, tools and arguments take the environment's names; calls of tools that it lacks, and calls made
     before, are taken out with what they gave; trajectories of another structure or with a wrong answer are dropped, and
-    so are repetitions; what is left counts more often the more turns it has. Cleaning twice changes nothing.
+    so are repetitions; what is left counts more often the more turns it has. Cleaning twice changes nothing. Without
+    `index` the environment has no tools, and an answer is right that got the full reward.
     """
 
     Params = CleanParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "trajectories": Input(Dataset, schema="trajectories"),
-        "index": Input(Dataset, schema="text"),
+        "index": Input(Dataset, schema="text", optional=True),
     }
     outputs: ClassVar[Mapping[str, Output]] = {
         "trajectories": Output(Dataset, schema="trajectories"),
@@ -68,7 +69,7 @@ class AgentClean(Stage):
         from stages.agent.trajectories.cleaning import Rules, clean
 
         source, params = context.dataset("trajectories"), self.params
-        _, tools = make_tools(context.dataset("index").path)
+        tools = make_tools(context.dataset("index").path)[1] if context.inputs.get("index") else {}
         found = read_trajectories(source)
         rows, ledger = clean(found, Rules(tools, params.tool_names, params.argument_names, params.resample))
         if not rows:

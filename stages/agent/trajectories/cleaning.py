@@ -45,6 +45,7 @@ class Rules:
     """What a clean trajectory is, and how often it counts."""
 
     tools: Mapping[str, Tool]
+    """Those of the environment. Where it has none, its own prompt stays, and right is what got the full reward."""
     tool_names: Mapping[str, str] = field(default_factory=dict)
     """Other names of tools."""
     argument_names: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +82,7 @@ def clean(trajectories: Sequence[Trajectory], rules: Rules) -> tuple[list[Trajec
         ledger.aligned += aligned != found
         allowed = _without_calls(aligned, lambda call, _: call.name not in rules.tools, "disallowed tool", ledger)
         single = _without_calls(allowed, lambda call, made: call.text() in made, "duplicate call", ledger)
-        if problem := structure_problem(single) or _wrong(single):
+        if problem := structure_problem(single) or _wrong(single, rules):
             ledger.note(problem[0], single, problem[1])
         elif single.messages in seen:
             ledger.note("repeated trajectory", single, single.question)
@@ -98,8 +99,10 @@ def copies(num_turns: int, resample: Sequence[tuple[int, int]]) -> int:
 
 def align(trajectory: Trajectory, rules: Rules) -> Trajectory:
     """The trajectory in the environment's words."""
-    prompt = Message("system", system_prompt(rules.tools))
     said = [_align_message(message, number, rules) for number, message in enumerate(trajectory.messages)]
+    if not rules.tools:
+        return replace(trajectory, messages=tuple(said))
+    prompt = Message("system", system_prompt(rules.tools))
     rest = said[1:] if said and said[0].role == "system" else said
     return replace(trajectory, messages=(prompt, *rest))
 
@@ -120,10 +123,10 @@ def structure_problem(trajectory: Trajectory) -> tuple[str, str] | None:
     return None
 
 
-def _wrong(trajectory: Trajectory) -> tuple[str, str] | None:
-    """A wrong answer; where nothing says what is right, one that got less than the full reward."""
-    answer = trajectory.answer or ""
-    right = exact_match(answer, trajectory.answers) if trajectory.answers else trajectory.reward >= 1
+def _wrong(trajectory: Trajectory, rules: Rules) -> tuple[str, str] | None:
+    """A wrong answer; where words do not say what is right, one that got less than the full reward."""
+    answer, by_words = trajectory.answer or "", bool(rules.tools and trajectory.answers)
+    right = exact_match(answer, trajectory.answers) if by_words else trajectory.reward >= 1
     return None if right else ("wrong answer", f"{answer!r}, not {' or '.join(trajectory.answers) or 'rewarded'}")
 
 

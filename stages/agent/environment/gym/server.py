@@ -1,0 +1,48 @@
+"""The process that `reasoning-gym` runs in: a request a line on standard input, a reply a line on standard output.
+
+Started by `process.Gym`. It knows nothing of this project, and nothing that a scorer does to an answer (some evaluate
+it as an expression) reaches any other process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+
+@cache
+def generator(task: str, settings: str) -> Any:
+    """A generator with its settings, which are JSON."""
+    return import_module("reasoning_gym").create_dataset(task, **json.loads(settings))
+
+
+def reply(request: dict[str, Any]) -> dict[str, Any]:
+    """An entry for a request with `index`, else the score of `answer` for `entry`.
+
+    A request names the `task`, and the `settings` of its generator.
+    """
+    dataset = generator(request["task"], json.dumps(request["settings"], sort_keys=True))
+    if "index" in request:
+        entry = dataset[request["index"]]
+        return {"entry": {name: entry[name] for name in ("question", "answer", "metadata")}}
+    return {"score": float(dataset.score_answer(request["answer"], request["entry"]))}
+
+
+def main() -> None:
+    """Answer until standard input ends. Whatever a generator or scorer raises is the reply."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no reply
+    for line in sys.stdin:
+        try:
+            text = json.dumps(reply(json.loads(line)))
+        except Exception as problem:  # the boundary between that library and this project
+            text = json.dumps({"problem": f"{type(problem).__name__}: {problem}"})
+        print(text, file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Rollouts written beside training, by a Ray actor that holds a copy of the policy.
+
+The only file of agents that knows Ray, apart from the toolbox. Weights go to the actor through Ray's object store, sets
+come back the same way. Where there is no room for a second worker like the one that trains, none is started: then that
+one writes the same sets itself, in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+
+from stages.agent.rl.recipe import AgentLearning
+from stages.agent.rl.sets import Collected
+from stages.errors import RegraftError, StageError
+from stages.stage import Context, Resources
+from stages.training.engine import use_accelerator
+from stages.training.launch import cluster
+from stages.training.precision import torch_dtype
+from stages.training.recipe import Worker
+
+ROOM_SECONDS: Final = 60.0
+"""In which the actor has to be up on this node."""
+IN_TURN: Final = "rollouts and updates take turns: this node has no room for both at once (the result is the same)"
+
+
+@contextmanager
+def writer_beside(recipe: AgentLearning, context: Context) -> Iterator[Beside | None]:
+    """A writer for `recipe` in another process, None where none is asked for or there is no room; gone afterwards.
+
+    Raises the error of this project that keeps the actor from opening the environment.
+    """
+    resources = context.resources
+    if not recipe.params.staleness:
+        yield None
+    elif resources.workers > 1 or not _has_room(resources):
+        context.say(IN_TURN)
+        yield None
+    else:
+        with cluster(replace(resources, workers=2)):
+            writer = _start(recipe, context)
+            try:
+                yield writer
+            finally:
+                if writer is not None:
+                    writer.close()
+
+
+class Beside:
+    """The actor as a `SetWriter`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._waiting: Any = None
+
+    def start(self, policy: PreTrainedModel, number: int) -> None:
+        """Hand the weights over and have the set begun."""
+        import ray
+
+        weights = ray.put({name: x.detach().cpu() for name, x in _tensors(policy).items()})
+        self._waiting = self._actor.collect.remote(weights, number)
+
+    def take(self) -> Collected:
+        """The set; `waiting` are the seconds that training stood still for it. Raises StageError for a lost actor."""
+        started = time.monotonic()
+        found = _answer(self._waiting)
+        return Collected(found.experiences, {**found.seconds, "waiting": time.monotonic() - started})
+
+    def close(self) -> None:
+        """End the actor, and with it its tools."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+class _Actor:
+    """A collector and its policy, in a process of their own."""
+
+    def __init__(self, recipe: AgentLearning) -> None:
+        self.recipe = recipe
+
+    def ready(self) -> None:
+        """Nothing: that it returns says that there was room."""
+
+    def open(self, num_threads: int) -> list[dict[str, Any]] | RegraftError:
+        """Load all that it takes; what was said on the way."""
+        torch.set_num_threads(num_threads)
+        said: list[dict[str, Any]] = []
+        worker = Worker(0, 1, use_accelerator(), torch_dtype(self.recipe.params.precision), said.append)
+        try:
+            self.collector, self.policy = self.recipe.collector(worker), self.recipe.policy(worker)
+        except RegraftError as error:  # returned, for an error that Ray raises has lost what it was
+            return error
+        return said
+
+    def collect(self, weights: dict[str, torch.Tensor], number: int) -> Collected | RegraftError:
+        """The set `number` with these weights."""
+        with torch.no_grad():
+            for name, tensor in _tensors(self.policy).items():
+                tensor.copy_(weights[name])
+        try:
+            found = self.collector.collect(self.policy, number)
+        except RegraftError as error:
+            return error
+        return Collected(found, dict(self.collector.seconds))
+
+
+def _tensors(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+
+
+def _has_room(resources: Resources) -> bool:
+    """Whether the cluster has what a second worker takes now; without one, whether this machine can hold two."""
+    import ray
+
+    if ray.is_initialized():
+        free, times = ray.available_resources(), 1
+    else:
+        free, times = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 2
+    wanted = {"CPU": times * resources.cpus, "GPU": times * resources.gpus}
+    return all(amount <= free.get(name, 0.0) for name, amount in wanted.items())
+
+
+def _start(recipe: AgentLearning, context: Context) -> Beside | None:
+    """An actor on this node, where the artifacts are, that has loaded its policy; None without room for it."""
+    import ray
+    from ray.exceptions import ActorUnschedulableError, GetTimeoutError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    resources, here = context.resources, ray.get_runtime_context().get_node_id()
+    kind: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, memory=resources.memory_bytes or None)
+    place = NodeAffinitySchedulingStrategy(here, soft=False)
+    actor = kind(_Actor).options(scheduling_strategy=place).remote(recipe)
+    try:
+        ray.get(actor.ready.remote(), timeout=ROOM_SECONDS)
+    except (GetTimeoutError, ActorUnschedulableError):
+        ray.kill(actor)
+        context.say(IN_TURN)
+        return None
+    for event in _answer(actor.open.remote(torch.get_num_threads())):
+        context.emit(event)
+    return Beside(actor)
+
+
+def _answer(reference: Any) -> Any:
+    """What an actor returned. Raises the error of this project that it returned; StageError where it is lost."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    try:
+        found = ray.get(reference)
+    except RayActorError as error:
+        raise StageError(
+            f"the process that writes rollouts is lost: {error}", fix="a retry goes on from the last checkpoint"
+        ) from error
+    if isinstance(found, RegraftError):
+        raise found
+    return found
