@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from stages.agent.environment.answers import normalise
+from stages.agent.environment.collection import COMMON
 from stages.agent.report.actions import Action, Expand, Initialize, Terminate
 from stages.agent.report.judge import PLAN, TEXT, Judge, Plan, Text
 from stages.agent.report.state import Evidence, State
@@ -93,7 +94,7 @@ def faithfulness(text: str, found: Sequence[Evidence]) -> float:
     """Of the names and numbers in a text, the share that a document it cites has; 1 without any."""
     cited = set(citations(text))
     known = f" {normalise(' '.join(f'{one.title} {one.text}' for one in found if one.id in cited))} "
-    claims = {normalise(claim) for claim in _CLAIM.findall(without_citations(text))} - {""}
+    claims = {normalise(claim) for claim in _CLAIM.findall(without_citations(text))} - {"", *COMMON}
     return sum(f" {claim} " in known for claim in claims) / len(claims) if claims else 1.0
 
 
