@@ -6,14 +6,16 @@ The pupil is tiny, learns the expert's steps by heart, and then writes reports a
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from grafts import apply
+from grafts.hybrid.graft import HybridHeads
 from grafts.loader import load_model, save_model
 from stages.agent.conversation.records import read_trajectories
 from stages.agent.conversation.rendering import Renderer, load_renderer
@@ -21,7 +23,7 @@ from stages.agent.environment.toolbox import Toolbox
 from stages.agent.report.rl_stage import AgentReportLearn, ReportLearningParameters
 from stages.agent.report.stage import AgentReport
 from stages.agent.report.worlds import open_reports
-from stages.agent.rl.batch import Tokens, positions_of, turn_advantages
+from stages.agent.rl.batch import Tokens, padded, positions_of, turn_advantages
 from stages.agent.rl.experience import Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rollout.engine import Sampling
@@ -146,25 +148,31 @@ def test_a_rollout_is_the_conversations_of_a_report(inputs: dict[str, Any], roll
             assert one.ids[begin : one.starts[turn]] == prompt
 
 
+@pytest.mark.parametrize("hybrid", [False, True], ids=["full", "linear"])
 def test_log_probabilities_of_a_whole_report_are_those_of_each_action(
-    inputs: dict[str, Any], rollouts: list[Rollout]
+    inputs: dict[str, Any], rollouts: list[Rollout], hybrid: bool
 ) -> None:
-    """What was sampled, one pass over all actions of a report, and one pass an action: the same numbers."""
+    """Reports beside each other, and one pass an action: the same numbers and gradients; also where states run on."""
     model = load_model(inputs["model"].path, dtype=torch.float32)
-    for one in rollouts[:4]:
-        ids, sampled = torch.tensor([one.ids]), torch.tensor([one.turn_of]) >= 0
-        with torch.no_grad():
-            whole, _ = policy_log_probs(model, ids, sampled, HEAT, positions_of([one]))
-            ends = [*one.begins[1:], len(one.ids)]
-            parts = [
-                policy_log_probs(model, ids[:, begin:end], sampled[:, begin:end], HEAT)[0]
-                for begin, end in zip(one.begins, ends, strict=True)
-            ]
-            blind, _ = policy_log_probs(model, ids, sampled, HEAT)
-        torch.testing.assert_close(whole, torch.cat(parts, 1), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(whole[0], torch.tensor(one.logp), atol=1e-4, rtol=1e-4)
-        if one.num_turns > 1:
-            assert (blind - whole).abs().max() > 1e-2, "without positions an action would see those before"
+    model = apply(model, [HybridHeads(full_heads=((0, 1), (0,)))]) if hybrid else model
+    found = rollouts[:3]
+    assert max(one.num_turns for one in found) > 1
+    ids = padded([one.ids for one in found], 0)
+    sampled = padded([one.turn_of for one in found], -1) >= 0
+    together, _ = policy_log_probs(model, ids, sampled, HEAT, positions_of(found))
+    (gradient,) = torch.autograd.grad(together.sum(), [model.get_input_embeddings().weight])
+    apart = torch.zeros_like(together)
+    for row, one in enumerate(found):
+        for begin, end in pairwise([*one.begins, len(one.ids)]):
+            part = slice(row, row + 1), slice(begin, end)
+            apart[part], _ = policy_log_probs(model, ids[part], sampled[part], HEAT)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad(apart.sum(), [model.get_input_embeddings().weight])
+    torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+    blind, _ = policy_log_probs(model, ids, sampled, HEAT)
+    assert (blind - together).abs().max() > 1e-2, "without positions an action would see those before"
+    if not hybrid:
+        torch.testing.assert_close(together, padded([one.logp for one in found], 0.0), atol=1e-4, rtol=1e-4)
 
 
 def test_the_advantage_of_a_report_is_that_of_each_action_and_sums_to_nothing(rollouts: list[Rollout]) -> None:
@@ -224,11 +232,5 @@ def test_what_it_cannot_learn_from_is_refused(inputs: dict[str, Any], tmp_path: 
         report(inputs, tmp_path, "exercises")
     with pytest.raises(UserError, match="exceeds the model's context of 768"):
         report(inputs, tmp_path, window=1000)
-    hybrid = shutil.copytree(inputs["model"].path, tmp_path / "hybrid")
-    graft = {"name": "hybrid_heads", "full_heads": [[0], [0]]}
-    (hybrid / "config.json").write_text(json.dumps({"model_type": "regraft", "grafts": [graft], "base": {}}))
-    given = {"index": inputs["index"], "model": Model(hybrid)}
-    with pytest.raises(UserError, match="asks for whole reports, and the model has linear heads"):
-        learn(given, tmp_path, inputs["train"])
-    stage = AgentReportLearn(AgentReportLearn.Params())
-    stage.check({**given, "tasks": inputs["exercises"]})
+    with pytest.raises(UserError, match="reads 768 tokens at most"):
+        learn(inputs, tmp_path, inputs["train"], window=1000)

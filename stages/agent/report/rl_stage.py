@@ -10,9 +10,7 @@ from pydantic import Field
 
 from stages.agent.rl.settings import PolicyParameters
 from stages.agent.rl.stage import AgentLearn
-from stages.agent.sft.stage import has_states
 from stages.artifacts import Dataset, Model
-from stages.errors import UserError
 from stages.stage import EXECUTION, Context, Input
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class ReportLearningParameters(PolicyParameters):
     window: Annotated[int, Field(ge=16)] = 2048
     """Tokens of an action at most, prompt included; a report whose next prompt is longer ends there."""
     micro_batch: Annotated[int, Field(ge=1), EXECUTION] = 1
-    """Rollouts in one forward pass of an update; a whole report is one, all of its actions behind each other."""
+    """Rollouts in one backward pass of an update; of reports each action has a forward pass of its own."""
 
 
 class AgentReportLearn(AgentLearn):
@@ -64,16 +62,10 @@ class AgentReportLearn(AgentLearn):
         return partial(open_tasks, index, tasks, context.inputs.get("judge"))
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """As for `agent.rl`; tasks that are of reports, and a model that can learn from them."""
+        """As for `agent.rl`; and tasks that are topics or exercises, with their rules."""
         from stages.agent.report.records import holds_topics
         from stages.agent.report.rules import Rules
 
         super().check(inputs)
-        model, tasks = inputs["model"], inputs["tasks"]
-        if holds_topics(tasks) and any(has_states(graft) for graft in model.grafts):
-            raise UserError(
-                f"{tasks.path} asks for whole reports, and the model has linear heads: their states run on from one "
-                "action into the next, which does not see it",
-                fix="let it learn from exercises, or take a model without linear heads",
-            )
-        Rules.read(tasks)
+        holds_topics(inputs["tasks"])
+        Rules.read(inputs["tasks"])
