@@ -130,7 +130,7 @@ def _source(section: Section) -> Evidence | None:
 
 def _quoted(source: Evidence) -> str:
     """The first whole sentences of a document as it is shown, without tags of the format."""
-    told = sentences(_TAG.sub("", source.text))
+    told = sentences(_TAG.sub(" ", source.text))
     whole = [one for one in told if not one.endswith("…")] or told
     return " ".join(whole[:QUOTED])
 
@@ -140,4 +140,4 @@ def _turn(thought: str, action: Action) -> str:
 
 
 def _line(title: str) -> str:
-    return " ".join(_TAG.sub("", title).split())
+    return " ".join(_TAG.sub(" ", title).split())
