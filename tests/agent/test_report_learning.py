@@ -32,16 +32,17 @@ from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.agent.sft.stage import AgentSft
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
-from stages.stage import Context
+from stages.stage import Context, Resources
 from tests.agent.library import at_work, open_library, schooling
 from tests.agent.schooled import newborn, tokenizer_of
 from tests.agent.world import run
 from tests.machine import one_thread as one_thread
+from tests.machine import ray_cluster as ray_cluster
 
 ROOM = {"turn_tokens": 96, "window": 480}
 HEAT = 0.8
 """Temperature at which the pupil errs now and then."""
-LEARN = {**ROOM, "steps": 2, "questions": 2, "rollouts": 4, "precision": "fp32", "learning_rate": 1e-3}
+LEARN: dict[str, Any] = {**ROOM, "steps": 2, "questions": 2, "rollouts": 4, "precision": "fp32", "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,26 @@ def test_micro_batches_decide_nothing(inputs: dict[str, Any], tmp_path: Path) ->
     together = weights(four.out / "model")
     for name, expected in weights(one.out / "model").items():
         torch.testing.assert_close(together[name], expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.cluster
+def test_two_workers_learn_what_one_does(inputs: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+    """Each reads as many actions as its reports have, whatever the other does."""
+    given = {name: inputs[name] for name in ("model", "index")} | {"tasks": inputs["train"]}
+    losses = []
+    for workers in (1, 2):
+        directory = tmp_path / str(workers)
+        (directory / "scratch").mkdir(parents=True)
+        events: list[dict[str, Any]] = []
+        stage = AgentReportLearn(ReportLearningParameters.model_validate({**LEARN, "zero_stage": workers}))
+        resources = Resources(workers=workers, cpus=0.5)
+        stage.run(Context(given, directory / "out", directory / "scratch", 1, resources, emit=events.append))
+        curves = [event["values"] for event in events if event["event"] == "curve"]
+        losses.append([values["policy_loss"] for values in curves if "policy_loss" in values])
+    texts = [read_trajectories(Dataset(tmp_path / str(workers) / "out/rollouts"))[:8] for workers in (1, 2)]
+    assert texts[0] == texts[1]
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+    assert len(losses[1]) == 2
 
 
 def test_what_it_cannot_learn_from_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
