@@ -75,7 +75,7 @@ class AgentSft(Stage):
         """The model has a tokenizer, and its context holds a row."""
         model: Model = inputs["model"]
         require_room(model, self.params.window)
-        if self.params.packing and any(has_states(graft) for graft in model.grafts):
+        if self.params.packing and any(_has_states(graft) for graft in model.grafts):
             raise UserError(
                 "packing: true, and the model has linear heads: their states run on into the next conversation",
                 fix="set packing: false, which gives each conversation a row",
@@ -145,6 +145,5 @@ class AgentSft(Stage):
         return packed, figures
 
 
-def has_states(graft: Mapping[str, Any]) -> bool:
-    """Whether a graft makes layers whose state runs on from one conversation of a row into the next."""
+def _has_states(graft: Mapping[str, Any]) -> bool:
     return graft["name"] == "hybrid_heads" and graft.get("others", "gated_deltanet") == "gated_deltanet"
