@@ -16,7 +16,8 @@ from stages.agent.environment.toolbox import Toolbox
 from stages.agent.report.actions import Action, Expand, Initialize, Search, Terminate, Write, write_action
 from stages.agent.report.episode import ReportEnvironment, ReportEpisode, step_trajectories
 from stages.agent.report.gather import MOST_GATHERED, Gather
-from stages.agent.report.judge import REPORT, RuleJudge
+from stages.agent.report.judge import REPORT
+from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.scores import Scored, means, tables
 from stages.agent.report.state import Limits
 from stages.agent.report.view import View, markdown, prompt

@@ -9,8 +9,9 @@ import torch
 
 from grafts.loader import save_model
 from stages.agent.report.actions import Initialize, Search, Write
-from stages.agent.report.judge import PLAN, REPORT, TEXT, Draft, Plan, RuleJudge, Text
+from stages.agent.report.judge import PLAN, REPORT, TEXT, Draft, Plan, Text
 from stages.agent.report.judge_model import ModelJudge, load_judge
+from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.worlds import make_judge
 from stages.artifacts import Model
 from tests.agent.library import OVEN, STEAM, TOPIC, after

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.agent.report.actions import Action, Expand, Initialize, Search, Terminate, Write
-from stages.agent.report.judge import PLAN, REPORT, TEXT, Draft, Plan, RuleJudge, Text
+from stages.agent.report.judge import PLAN, REPORT, TEXT, Draft, Plan, Text
+from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.rewards import (
     TextRules,
     citation_f1,

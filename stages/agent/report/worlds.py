@@ -8,7 +8,8 @@ from stages.agent.environment.research import ToolSettings
 from stages.agent.report.episode import ReportEnvironment
 from stages.agent.report.exercises import ExerciseEnvironment
 from stages.agent.report.gather import Gather
-from stages.agent.report.judge import Judge, RuleJudge
+from stages.agent.report.judge import Judge
+from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.records import holds_topics, read_exercises, read_topics
 from stages.agent.report.rules import Rules
 from stages.artifacts import Dataset, Model
