@@ -11,6 +11,8 @@ from pipelines.spec.quantities import format_bytes, format_duration
 LEADING: Final = (
     "success",
     "f1",
+    "score",
+    "reward",
     "perplexity",
     "bits_per_byte",
     "kl_to_parent",

@@ -51,10 +51,10 @@ def world(directory: Path) -> tuple[Dataset, Dataset]:
 def school(directory: Path, index: Dataset, questions: Dataset, most: int = 400) -> Path:
     """Save a pupil after lessons of eight conversations each, as soon as it says what it has read."""
     conversations, rng = _conversations(index, questions), random.Random(0)
-    _tokenizer(conversations).save_pretrained(directory / "pupil")
+    tokenizer_of(conversations).save_pretrained(directory / "pupil")
     renderer = Renderer(AutoTokenizer.from_pretrained(directory / "pupil"))
     lessons = [renderer.encode(messages) for messages in conversations]
-    model = _newborn(len(renderer.tokenizer))
+    model = newborn(len(renderer.tokenizer))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(most):
         for group in optimiser.param_groups:
@@ -81,7 +81,7 @@ def _reads(model: PreTrainedModel, renderer: Renderer, conversations: list[tuple
     return min(scores) > -0.05
 
 
-def _newborn(vocab_size: int) -> LlamaForCausalLM:
+def newborn(vocab_size: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=48,
@@ -99,7 +99,7 @@ def _newborn(vocab_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _tokenizer(conversations: list[tuple[Message, ...]]) -> PreTrainedTokenizerFast:
+def tokenizer_of(conversations: list[tuple[Message, ...]]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.agent.conversation.room import require_room
 from stages.agent.rollout.opening import EngineName
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.errors import UserError
-from stages.evaluate.matching import text_config
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -89,17 +88,7 @@ class AgentEvaluate(Stage):
         from stages.agent.environment.opening import check_index
 
         check_index(inputs)
-        model: Model = inputs["model"]
-        if not model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {model.path} has no tokenizer.json", fix="give a model with a fast tokenizer"
-            )
-        context = text_config(model.config).get("max_position_embeddings")
-        if context and self.params.window > context:
-            raise UserError(
-                f"window: {self.params.window} exceeds the model's context of {context} tokens",
-                fix=f"set window to {context} or less",
-            )
+        require_room(inputs["model"], self.params.window)
 
     def run(self, context: Context) -> None:
         """Load, play, score, report."""

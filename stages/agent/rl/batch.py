@@ -34,7 +34,7 @@ class Tokens:
     weight: Tensor
     """Of a token in the loss; over the set they sum to N."""
     positions: Tensor | None = None
-    """Of a token in its conversation; None where every rollout is one conversation."""
+    """Of a token in its conversation, which each is read by itself; None where every rollout is one conversation."""
 
     @classmethod
     def of(cls, experiences: Sequence[Experience], params: PolicyParameters) -> Tokens:

@@ -109,7 +109,7 @@ class Collector:
 
     def _success(self, task: Task, rollout: Rollout) -> bool:
         answer = rollout.trajectory.answer
-        return answer is not None and self.environment.success(task, answer)
+        return answer is not None and not rollout.cut and self.environment.success(task, answer)
 
     def _gathered(self, own: list[Experience]) -> list[Experience]:
         if self.worker.world_size == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -36,14 +37,32 @@ def policy_log_probs(
     """Log-probabilities and entropies [N, L] of the tokens at `mask_NL` under `model`, 0 elsewhere.
 
     Ids [N, L] are padded on the right, where nothing the mask chooses can see it. The first column is never chosen.
-    Rows of several conversations need `positions_NL`, which start again with each: by them none sees another.
+    Rows of several conversations need `positions_NL`, which start again with each: every conversation is then read by
+    itself, so that none sees another whatever the model's layers, and memory grows with the longest of them.
     """
-    before_L = (mask_NL[:, 1:].any(0)).nonzero().squeeze(1)
-    placed = {} if positions_NL is None else {"position_ids": positions_NL[:, :-1]}
-    logits_NKV = model(input_ids=ids_NL[:, :-1], use_cache=False, logits_to_keep=before_L, **placed).logits
-    chosen_NK, targets_NK = mask_NL[:, before_L + 1], ids_NL[:, before_L + 1]
-    logp_P, entropy_P = log_probs(logits_NKV[chosen_NK], targets_NK[chosen_NK], temperature)
+    whole = [(slice(None), slice(None))]
+    parts = whole if positions_NL is None else _conversations(mask_NL, positions_NL) or whole
+    read = [_read(model, ids_NL[part], mask_NL[part], temperature) for part in parts]
+    logp_P, entropy_P = (torch.cat(found) for found in zip(*read, strict=True))
     return _spread(logp_P, mask_NL), _spread(entropy_P, mask_NL)
+
+
+def _read(model: nn.Module, ids_NL: Tensor, mask_NL: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [P] of the chosen tokens of one pass, in reading order."""
+    before_L = (mask_NL[:, 1:].any(0)).nonzero().squeeze(1)
+    logits_NKV = model(input_ids=ids_NL[:, :-1], use_cache=False, logits_to_keep=before_L).logits
+    chosen_NK, targets_NK = mask_NL[:, before_L + 1], ids_NL[:, before_L + 1]
+    return log_probs(logits_NKV[chosen_NK], targets_NK[chosen_NK], temperature)
+
+
+def _conversations(mask_NL: Tensor, positions_NL: Tensor) -> list[tuple[slice, slice]]:
+    """Row and columns of each conversation in which a token is chosen, in reading order."""
+    found = []
+    for row, (mask_L, positions_L) in enumerate(zip(mask_NL, positions_NL, strict=True)):
+        begins = [*(positions_L == 0).nonzero().squeeze(1).tolist(), len(positions_L)]
+        spans = (slice(begin, end) for begin, end in pairwise(begins))
+        found += [(slice(row, row + 1), span) for span in spans if mask_L[span].any()]
+    return found
 
 
 def _spread(values_P: Tensor, mask_NL: Tensor) -> Tensor:

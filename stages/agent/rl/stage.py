@@ -58,13 +58,15 @@ class AgentLearn(Stage):
         *(name for name in TRAINED if name not in ("loss", "tokens_per_second")),
     )
     paper = "2510.14967"
+    asked: ClassVar[str] = "questions"
+    """The input that holds what the policy is asked."""
     params: PolicyParameters
 
     def environment(self, context: Context) -> Callable[[], Environment]:
         """What opens the environment, on every worker."""
         from stages.agent.environment.opening import open_environment
 
-        return partial(open_environment, context.dataset("questions"), context.inputs.get("index"))
+        return partial(open_environment, context.dataset(self.asked), context.inputs.get("index"))
 
     def preflight(self) -> None:
         """The packages that training imports are there."""
@@ -118,7 +120,7 @@ class AgentLearn(Stage):
         for found in Diary(context.scratch / "rollouts").all(self.params.num_sets):
             trajectories += [one.rollout.trajectory for one in found]
             curves.append(curves_of(found, self.params))
-        card = context.dataset("questions").card
+        card = context.dataset(self.asked).card
         write_trajectories(context.output("rollouts"), trajectories, licence=card.licence, source=card.source)
         details = {"parameters": self.params.identity(), "seed": context.seed, "curves": curves}
         write_report(context.output("report"), "Reinforcement learning", figures, details)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from stages.agent.conversation.messages import Message, Trajectory
 from stages.agent.conversation.rendering import Renderer
@@ -55,8 +56,7 @@ class Rollout:
     @property
     def positions(self) -> list[int]:
         """The place of each token in its own conversation."""
-        ends = [*self.begins[1:], len(self.ids)]
-        return [place for begin, end in zip(self.begins, ends, strict=True) for place in range(end - begin)]
+        return [place for begin, end in pairwise([*self.begins, len(self.ids)]) for place in range(end - begin)]
 
     @property
     def cut(self) -> bool:
@@ -104,6 +104,18 @@ def roll_out(
 ) -> list[Rollout]:
     """One rollout of each task, all side by side; `seeds` decide what is drawn in each, whatever the others do."""
     episodes = [environment.episode(task, Limits(room.turns)) for task in tasks]
+    return write_episodes(engine, episodes, tools, renderer, seeds, room)
+
+
+def write_episodes(
+    engine: Engine,
+    episodes: Sequence[AnyEpisode],
+    tools: Runner,
+    renderer: Renderer,
+    seeds: Sequence[int],
+    room: Room,
+) -> list[Rollout]:
+    """Write episodes that have not begun to their ends, and give the rollout of each."""
     by_episode = {id(episode): seed for episode, seed in zip(episodes, seeds, strict=True)}
     writer = EngineWriter(engine, renderer, room, by_episode)
     engine.forget()

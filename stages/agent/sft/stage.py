@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from stages.agent.conversation.room import require_room
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TrainingParameters
@@ -74,20 +74,11 @@ class AgentSft(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The model has a tokenizer, and its context holds a row."""
         model: Model = inputs["model"]
-        if not model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {model.path} has no tokenizer.json", fix="give a model with a fast tokenizer"
-            )
+        require_room(model, self.params.window)
         if self.params.packing and any(_has_states(graft) for graft in model.grafts):
             raise UserError(
                 "packing: true, and the model has linear heads: their states run on into the next conversation",
                 fix="set packing: false, which gives each conversation a row",
-            )
-        context = text_config(model.config).get("max_position_embeddings")
-        if context and self.params.window > context:
-            raise UserError(
-                f"window: {self.params.window} exceeds the model's context of {context} tokens",
-                fix=f"set window to {context} or less",
             )
 
     def run(self, context: Context) -> None:
