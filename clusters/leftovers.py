@@ -94,6 +94,16 @@ def end_in_cluster(job: str) -> list[str]:
     return left
 
 
+def free_groups_of_the_dead(job: str) -> None:
+    """Remove the placement groups of the Ray job `job` whose maker, an actor, was killed.
+
+    Ray keeps such a group for as long as the job lives, and training's own helper that would remove it may have been
+    killed as well, by a machine that ran out of memory say: the next attempt would wait for what the last one holds.
+    """
+    for group in list(_groups(job, of_the_dead=True)):
+        _remove(group)
+
+
 def _actors(job: str) -> Iterator[str]:
     import ray._private.state
 
@@ -102,16 +112,27 @@ def _actors(job: str) -> Iterator[str]:
             yield f"actor {actor['ActorClassName']} (process {actor['Pid']} on {actor['Address']['IPAddress']})"
 
 
-def _groups(job: str) -> Iterator[tuple[str, str]]:
-    """Placement groups of the job that are not removed: identity and name. Ray's own reader leaves out the job."""
+def _groups(job: str, *, of_the_dead: bool = False) -> Iterator[tuple[str, str]]:
+    """Placement groups of the job that are not removed, all or those of dead actors: identity and name.
+
+    Ray's own reader leaves out the job.
+    """
     import ray._private.state
     from ray.core.generated import gcs_pb2
 
     table = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
     for data in table:
         group = gcs_pb2.PlacementGroupTableData.FromString(data)
-        if group.creator_job_id.hex() == job and group.state != gcs_pb2.PlacementGroupTableData.REMOVED:
+        of_this_job = group.creator_job_id.hex() == job and group.state != gcs_pb2.PlacementGroupTableData.REMOVED
+        if of_this_job and (not of_the_dead or _lost_its_maker(group)):
             yield group.placement_group_id.hex(), group.name
+
+
+def _lost_its_maker(group: Any) -> bool:
+    """Whether an actor made it, and is dead; Ray calls the actor dead where there was none."""
+    import ray
+
+    return group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil()
 
 
 def _remove(group: tuple[str, str]) -> None:

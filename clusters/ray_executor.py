@@ -25,7 +25,7 @@ from clusters.executor import Capacity, Event, Finished, OnEvent, Request, Work,
 from clusters.handover import handed_on
 from clusters.lost import ClusterLostError
 from clusters.profile import Profile
-from clusters.room import Waits
+from clusters.room import Situation, Waits
 from clusters.situation import capacity, situation
 from clusters.watch import Watch
 
@@ -51,7 +51,7 @@ class RayExecutor:
         self.isolated = ray.remote(max_retries=0, max_calls=1)(_run)
         self.work = ray.put(work)
         self.running: dict[Any, tuple[str, Request, float]] = {}
-        self.waits = Waits(situation, on_event, may_grow=profile.widest(capacity()).nodes == ())
+        self.waits = Waits(_looked_at, on_event, may_grow=profile.widest(capacity()).nodes == ())
         self.cut_short = False
         """Whether work was killed for its timeout."""
         self.events = self.channel.drain.remote()
@@ -200,6 +200,13 @@ class RayExecutor:
                 del self.running[reference]
                 self.waits.ended(name)
         return [Finished(name, failure=reason) for name, reason in why.items()]
+
+
+def _looked_at() -> Situation:
+    """What the cluster has, once it has back what dead attempts of this run held."""
+    if not ray.util.client.ray.is_connected():
+        leftovers.free_groups_of_the_dead(ray.get_runtime_context().get_job_id())
+    return situation()
 
 
 class _Channel:

@@ -1,5 +1,7 @@
 """Work that finds no room in the cluster says so: what it asks for, what there is, and since when."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -223,3 +225,38 @@ def test_on_a_real_cluster(monkeypatch, tmp_path):
     assert "asks for 2 × (1 cpu); free now: 0 of 2 cpus" in told["group"][0]
     assert told["second"][-1].startswith("has room after")
     assert [text.split(" after")[0] for text in told["group"][-2:]] == ["has room", "has its group"]
+
+
+class Maker:
+    """An actor that makes a group and holds on to it, as the controller of a training does."""
+
+    def make(self, cpus: int) -> int:
+        group = ray.util.placement_group([{"CPU": 1}] * cpus)
+        ray.get(group.ready())
+        return os.getpid()
+
+
+def test_what_a_killed_attempt_held_is_freed_for_the_next(monkeypatch):
+    """Ray keeps a group whose maker was killed; nobody but the run itself can tell that it is nobody's any more."""
+    profile = Profile(cpus=2)
+    prepare(profile)
+    from clusters.ray_executor import RayExecutor
+
+    monkeypatch.setattr(room, "FIRST_SECONDS", 0.5)
+    monkeypatch.setattr(room, "GROWTH", 1)
+    told: list[str] = []
+    executor = RayExecutor(hold, lambda _name, event: told.append(event["text"]), profile)
+    try:
+        maker = ray.remote(num_cpus=0)(Maker).remote()
+        os.kill(ray.get(maker.make.remote(2)), signal.SIGKILL)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(maker.make.remote(2))
+        assert ray.available_resources().get("CPU", 0) == 0, "Ray has freed it: nothing is left to do here"
+        executor.start("next", "group", Request(workers=2, cpus=1))
+        ended = []
+        while not ended:
+            ended = executor.wait(60)
+        assert ended[0].failure is None
+    finally:
+        executor.close()
+    assert told[-1].startswith("has its group")
