@@ -17,7 +17,7 @@ def test_experiments(tmp_path, names, status):
     for name in ("bin/python", "bin/regraft", "ready", "ready-test"):
         (tmp_path / name).write_text(REGRAFT)
         (tmp_path / name).chmod(0o755)
-    words = ["make", "experiments", f"VENV={tmp_path}", f"EXPERIMENTS={names}", "STORE=s3://lab/x"]
+    words = ["make", "experiments", f"VENV={tmp_path}", f"EXPERIMENTS={names}", "STORE=s3://lab/x", "ARGS="]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     called = (tmp_path / "bin/called").read_text().splitlines()
