@@ -117,24 +117,12 @@ class AgentEvaluate(Stage):
         write_trajectories(context.output("trajectories"), found, licence=card.licence, source=card.source)
 
     def _play(self, context: Context, engine: Engine, environment: Environment, renderer: Renderer) -> list[Outcome]:
-        from stages.agent.environment.toolbox import Toolbox
+        from stages.agent.evaluate.playing import play_questions
         from stages.agent.evaluate.scores import Outcome
-        from stages.agent.rollout.rollouts import Room, derived_seed, roll_out
 
-        params, tasks = self.params, list(environment.tasks)[: self.params.questions]
-        room = Room(params.turns, params.turn_tokens, params.window)
-        asked = [(seed, task) for seed in params.seeds for task in tasks]
         outcomes: list[Outcome] = []
-        with Toolbox(environment.tools, params.tool_seconds) as tools:
-            for start in range(0, len(asked), params.batch_size):
-                part = asked[start : start + params.batch_size]
-                seeds = [derived_seed(seed, task.id) for seed, task in part]
-                rollouts = roll_out(engine, environment, tools, renderer, [task for _, task in part], seeds, room)
-                for (seed, task), rollout in zip(part, rollouts, strict=True):
-                    answer = rollout.trajectory.answer
-                    success = answer is not None and environment.success(task, answer)
-                    outcomes.append(
-                        Outcome(seed, rollout.trajectory, success, rollout.num_sampled, dict(rollout.counts))
-                    )
-                context.progress(len(outcomes), len(asked), "episodes")
+        for seed, task, rollout in play_questions(context, engine, environment, renderer, self.params):
+            answer = rollout.trajectory.answer
+            success = answer is not None and environment.success(task, answer)
+            outcomes.append(Outcome(seed, rollout.trajectory, success, rollout.num_sampled, dict(rollout.counts)))
         return outcomes

@@ -12,9 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.stage import Context, Input, Output, Stage
 
 if TYPE_CHECKING:
-    from stages.agent.conversation.rendering import Renderer
     from stages.agent.environment.base import Environment
-    from stages.agent.rollout.engine import Engine
     from stages.agent.rollout.rollouts import Rollout
 
 
@@ -58,6 +56,7 @@ class AgentGuide(Stage):
         from stages.agent.conversation.records import write_trajectories
         from stages.agent.conversation.rendering import load_renderer
         from stages.agent.environment.opening import open_environment
+        from stages.agent.evaluate.playing import play_questions
         from stages.agent.handbook.guided import Guided
         from stages.agent.handbook.records import read_handbook
         from stages.agent.rollout.engine import Sampling
@@ -70,30 +69,16 @@ class AgentGuide(Stage):
         renderer = load_renderer(source, params.template)
         sampling = Sampling(params.temperature, params.top_p)
         engine = open_engine(params.engine, source, renderer.stop_id, sampling, params.dtype, params.window)
-        plain = self._work(context, engine, renderer, environment)
-        found = self._work(context, engine, renderer, guided)
+        plain, found = (
+            [rollout for _, _, rollout in play_questions(context, engine, world, renderer, params)]
+            for world in (environment, guided)
+        )
         tasks, card = {task.id: task for task in environment.tasks}, context.dataset("questions").card
         learnt = [guided.unguided(one.trajectory, tasks[one.trajectory.task]) for one in found]
         write_trajectories(context.output("trajectories"), learnt, licence=card.licence, source=card.source)
         context.metrics(**_compared(environment, found, plain))
         details = {"parameters": params.identity(), "behaviours": len(handbook.entries)}
         write_report(context.output("report"), "Guided by a handbook", context.results, details)
-
-    def _work(self, context: Context, engine: Engine, renderer: Renderer, environment: Environment) -> list[Rollout]:
-        from stages.agent.environment.toolbox import Toolbox
-        from stages.agent.rollout.rollouts import Room, derived_seed, roll_out
-
-        params, tasks = self.params, list(environment.tasks)[: self.params.questions]
-        room = Room(params.turns, params.turn_tokens, params.window)
-        asked = [(seed, task) for seed in params.seeds for task in tasks]
-        found: list[Rollout] = []
-        with Toolbox(environment.tools, params.tool_seconds) as tools:
-            for start in range(0, len(asked), params.batch_size):
-                part = asked[start : start + params.batch_size]
-                seeds = [derived_seed(seed, task.id) for seed, task in part]
-                found += roll_out(engine, environment, tools, renderer, [task for _, task in part], seeds, room)
-                context.progress(len(found), len(asked), "episodes")
-        return found
 
 
 def _compared(environment: Environment, guided: list[Rollout], plain: list[Rollout]) -> dict[str, float]:
