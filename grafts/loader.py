@@ -10,7 +10,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
+
+from grafts.arithmetic import storing
 
 LOAD_ERRORS: Final = (OSError, ValueError, RuntimeError, LookupError, ImportError, struct.error, SafetensorError)
 """What `transformers` lets through for files that are damaged, foreign or need a package that is not there."""
@@ -97,14 +99,16 @@ def save_model(
     *,
     tokenizer_from: Path | None,
     state_dict: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `model` into `directory` as safetensors with its config, and the tokenizer files of `tokenizer_from`.
 
-    `state_dict` replaces the model's own tensors (packed weights, say). Tied tensors are written once. Nothing of the
+    `state_dict` replaces the model's own tensors (packed weights, say); `dtype` is that of the written parameters, the
+    model's own without it. Tied tensors are written once. Nothing of the
     machine enters the bytes: no time, and no path (`_name_or_path` is dropped from the config).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with _quiet(), storing(model, dtype) if dtype else nullcontext():
         # Fused experts that are split up again are not found beside packed tensors (transformers 5.23): tensors given
         # here keep the names that the model has.
         original = state_dict is None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import computing
 from grafts.bases import decoder_layers
 
 
@@ -29,6 +30,7 @@ def head_rms(model: PreTrainedModel, batches: Sequence[Tensor]) -> dict[int, Ten
             handle = attention.o_proj.register_forward_pre_hook(_adder(sums, index, attention.head_dim))
             hooks.callback(handle.remove)
         model.eval()
+        hooks.enter_context(computing(model))
         for batch in batches:
             model(batch.to(model.device), use_cache=False, logits_to_keep=1)
     return {index: total / num_tokens for index, total in sums.items()}

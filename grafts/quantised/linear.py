@@ -51,9 +51,10 @@ class QuantisedLinear(nn.Module):
             return dequantise(self.quantised)
         parts = tuple(self._parts().values())
         versions = tuple(0 if part.is_inference() else part._version for part in parts)
-        if self._dense is None or not self._dense.is_of(parts, versions):
-            self._dense = _Dense(dequantise(self.quantised), parts, versions)
-        return self._dense.weight
+        made = self._dense
+        if made is None or made.weight.dtype != self.weight_scale.dtype or not made.is_of(parts, versions):
+            made = self._dense = _Dense(dequantise(self.quantised), parts, versions)
+        return made.weight
 
     @property
     def quantised(self) -> Quantised:

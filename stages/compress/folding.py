@@ -82,7 +82,7 @@ class Folding(LanguageModelling):
         self.chosen.write_text(json.dumps({"gates": gates, "layers": layers}), encoding="utf-8")
         before = sum(p.numel() for p in self.frozen.parameters())
         folded = self._shared(keep_layers(self.frozen, layers))
-        save_model(folded, self.out, tokenizer_from=self.model.path)
+        save_model(folded, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
         count = sum(p.numel() for p in folded.parameters())
         decided = sum(gate in (0, 1) for gate in gates) / len(gates)
         sizes = {"layers": len(layers), "parameters": count, "parameters_ratio": count / before}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import computing
 from grafts.loader import load_model, save_model, stored_dtype
 from stages.compress.masks import magnitude, save_masks, structured, unstructured, wanda
 from stages.data.windows import TokenWindows
@@ -67,8 +68,9 @@ def input_norms(model: PreTrainedModel, batches: Sequence[Tensor]) -> dict[str, 
         for name, linear in linears.items()
     ]
     try:
-        for ids_BT in batches:
-            model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
+        with computing(model):
+            for ids_BT in batches:
+                model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()

@@ -25,8 +25,8 @@ class CacheParameters(Parameters):
     """The distributions are softened by it before they are cut: the loss must use the same."""
     stored: Stored = "float16"
     """Type of the log-probabilities: `float16` keeps three digits, `float32` doubles their size."""
-    precision: Precision = "bf16"
-    """Arithmetic of the teacher."""
+    precision: Precision = "auto"
+    """Arithmetic of the teacher: `auto` is `bf16` where the hardware has instructions for it, else `fp32`."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Windows in a forward pass."""
 

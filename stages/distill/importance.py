@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import computing
 from grafts.bases import decoder_layers
 from stages.distill.shapes import Shape
 from stages.evaluate.likelihood import Progress, likelihood
@@ -40,9 +41,10 @@ def measure(model: PreTrainedModel, batches: Sequence[Tensor]) -> Importance:
     sums = _Sums(model.config.num_hidden_layers, Shape.of(model.config.to_dict()))
     handles = _handles(model, sums)
     try:
-        for ids_BT in batches:
-            model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
-            sums.num_tokens += ids_BT.numel()
+        with computing(model):
+            for ids_BT in batches:
+                model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
+                sums.num_tokens += ids_BT.numel()
     finally:
         for handle in handles:
             handle.remove()

@@ -128,7 +128,7 @@ class Distillation(WindowRecipe):
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the student with its tokenizer and measure it on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"a student is a PreTrainedModel, got {type(model).__name__}"
-        save_model(model, self.out, tokenizer_from=(self.student or self.teacher).path)
+        save_model(model, self.out, tokenizer_from=(self.student or self.teacher).path, dtype=self.live.worker.stored)
         measured = self._measure(model)
         return {} if measured is None else measured.metrics()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grafts.arithmetic import computing
 from stages.errors import UserError
 from stages.evaluate.divergence import TokenDistance, token_distance
 from stages.evaluate.prediction import Prediction, Predictor
@@ -71,8 +72,12 @@ class Comparison:
 def distance(
     parent: nn.Module, child: nn.Module, windows: Tensor, *, batch_size: int = 4, progress: Progress | None = None
 ) -> Distance:
-    """Measure `child` against `parent` on `windows` [N, T] of token ids, T >= 2; see `compare`."""
-    return compare(parent, child, windows, batch_size=batch_size, progress=progress).distance
+    """Measure `child` against `parent` on `windows` [N, T] of token ids, T >= 2; see `compare`.
+
+    On a CPU without instructions for the models' type they compute in float32, and stay what they are.
+    """
+    with computing(parent, child):
+        return compare(parent, child, windows, batch_size=batch_size, progress=progress).distance
 
 
 def compare(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_one_vocabulary, require_tokens_of
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class DistanceParams(Parameters):
 
     limit: Annotated[int, Field(ge=1)] | None = None
     """Windows to compare on at most, from the front."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type both models compute in. Distributions and cosines are always float32."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Windows in a forward pass. The hidden states of all layers of one batch are held, of both models."""

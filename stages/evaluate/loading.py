@@ -10,16 +10,20 @@ from transformers import PreTrainedModel
 from grafts.loader import load_model
 from grafts.quantised.linear import hold_weights
 from stages.artifacts import Model
+from stages.evaluate.precision import ComputeType, compute_dtype
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where models are measured; the scheduler shows a stage only the GPUs it asked for."""
 
 
-def load_for_evaluation(source: Model, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of `source` in evaluation mode, its weights in the torch type named `dtype`, on `DEVICE`.
+def load_for_evaluation(
+    source: Model, dtype: ComputeType | torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of `source` in evaluation mode, its weights in `dtype`, on `DEVICE`.
 
     Quantised linears of our own keep their dense weights once made: what is measured reads them many times.
     """
-    model = load_model(source.path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    chosen = dtype if isinstance(dtype, torch.dtype) else compute_dtype(dtype, DEVICE.type)
+    model = load_model(source.path, dtype=chosen, trust_remote_code=trust_remote_code)
     hold_weights(model)
     return model.to(DEVICE)

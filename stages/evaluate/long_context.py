@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.evaluate.needles_scripts import TASKS, Task
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class LongContextParams(Parameters):
     """Keys of multi_key, values of multi_value, variables of variable_tracking."""
     generate: bool = False
     """Also let the model write its answer, greedily, and look for the values in it. Much slower."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in. Log-probabilities are always float32."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Probes in a forward pass; all of a length are equally long, so nothing is padded."""

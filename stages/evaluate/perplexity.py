@@ -10,6 +10,7 @@ from pydantic import Field
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_text_or_tokens, window_length
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class PerplexityParams(Parameters):
     a window from the last of the one before. Packed tokens are always `disjoint`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Windows to measure on at most, from the front."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in. Log-probabilities are always float32."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
     """Windows in a forward pass."""

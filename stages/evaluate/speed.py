@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from stages.artifacts import Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+from stages.evaluate.precision import ComputeType
 from stages.stage import Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class SpeedParams(Parameters):
     """Timed turns of each model at each length, after one that warms up."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Prompts read and continued at once."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type both models compute in."""
     trust_remote_code: bool = False
     """Run the code that comes in the models' directories, for an architecture that `transformers` lacks."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
 from stages.artifacts import Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.precision import ComputeType
 from stages.evaluate.tasks_data import FOLDER, LOCAL_TASKS, data_files
 from stages.evaluate.tasks_names import harness_tasks, names_in
 from stages.source.locate import locate, nearest
@@ -30,7 +31,7 @@ class TasksParams(Parameters):
     include_path: Annotated[str, EXECUTION] = ""
     """A directory of task files of your own. It counts by its content, wherever it lies; it may replace a task of the
     harness, but not a local one."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in. Log-probabilities are always float32."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
     """Requests in a forward pass."""

@@ -121,7 +121,7 @@ class ProxyTraining(WindowRecipe):
         """Save the proxy; its size, and the losses of each domain before the first step and after the last."""
         assert isinstance(model, PreTrainedModel), f"expected a PreTrainedModel, got {type(model).__name__}"
         if self.out is not None:
-            save_model(model, self.out, tokenizer_from=self.model.path)
+            save_model(model, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
         untrained = self.build().to(self.worker.device).eval()
         figures = {f"initial_{number}": loss for number, loss in enumerate(self._losses(untrained))}
         final = self._remembered().get(str(self.num_steps)) or self._losses(model)

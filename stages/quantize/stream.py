@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import computing, raised
 from grafts.depth import layers_name
 from stages.errors import UserError
 
@@ -70,8 +71,11 @@ class LayerStream:
 
     def run(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """What layer `name` makes of every batch: (its number, hidden states [B, T, H])."""
-        for number, hidden_BTH in enumerate(self._hidden):
-            yield number, self._calls[len(hidden_BTH)][name].on(self.layers[name], hidden_BTH)
+        layer = self.layers[name]
+        with computing(layer):
+            for number, hidden_BTH in enumerate(self._hidden):
+                call = self._calls[len(hidden_BTH)][name]
+                yield number, Call(raised(call.args), raised(call.kwargs)).on(layer, raised(hidden_BTH))
 
     def replace(self, number: int, hidden_BTH: Tensor) -> None:
         """Let batch `number` go on as `hidden_BTH`."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from stages.errors import UserError
+from stages.training.precision import torch_dtype
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -57,7 +58,7 @@ def build_engine(module: nn.Module, settings: TrainingParameters, worker: Worker
 
 def configuration(settings: TrainingParameters, num_micro: int) -> dict[str, Any]:
     """DeepSpeed's configuration for `settings`."""
-    bf16 = settings.precision == "bf16"
+    bf16 = torch_dtype(settings.precision) == torch.bfloat16
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": num_micro,
@@ -80,7 +81,7 @@ def configuration(settings: TrainingParameters, num_micro: int) -> dict[str, Any
 
 def engine_stage(settings: TrainingParameters) -> int:
     """The ZeRO stage that really runs: bf16 at stage 0 accumulates in bf16, so stage 1 takes its place."""
-    return max(settings.zero_stage, 1) if settings.precision == "bf16" else settings.zero_stage
+    return max(settings.zero_stage, 1) if torch_dtype(settings.precision) == torch.bfloat16 else settings.zero_stage
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class LanguageModelling(WindowRecipe):
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the model with its tokenizer, and measure it against its parent on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"expected a PreTrainedModel, got {type(model).__name__}"
-        save_model(model, self.out, tokenizer_from=self.model.path)
+        save_model(model, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
         if self.heldout is None:
             return {}
         parent = load_model(self.parent.path, dtype=self.worker.dtype).to(self.worker.device)

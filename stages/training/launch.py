@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from stages.errors import RegraftError, StageError
 from stages.stage import Context, Resources
 from stages.training.local import environment, train_as, train_here
+from stages.training.precision import settled
 from stages.training.task import Task, TrainingResult
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def run_training(recipe: Recipe, settings: TrainingParameters, context: Context)
     Resumes from `context.scratch`, and reports through `context.emit`. Raises the error of the worker that failed;
     StageError when a worker is lost.
     """
-    task = Task(recipe, settings, context.seed, context.scratch / "checkpoints")
+    precision = settled(settings.precision, gpus=context.resources.gpus > 0)
+    settled_settings, checkpoints = settings.replaced(precision=precision), context.scratch / "checkpoints"
+    task = Task(recipe, settled_settings, context.seed, checkpoints, stored=settings.precision)
     if context.resources.workers == 1:
         return train_here(task, context.emit, context.stopping)
     return _train_under_ray(task, context)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
+"""`auto` computes in bf16 where the hardware has instructions for it, else in fp32; models are written in bfloat16."""
+DTYPES: Final = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of forward and backward passes."""
+    """The dtype of forward and backward passes on this machine."""
     import torch
 
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return getattr(torch, DTYPES[settled(precision, gpus=torch.cuda.is_available())])
+
+
+def stored_dtype(precision: Precision) -> torch.dtype:
+    """The dtype that trained weights are written in."""
+    import torch
+
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+def settled(precision: Precision, *, gpus: bool) -> Literal["bf16", "fp32"]:
+    """`precision` for training on GPUs or on CPUs like this machine's."""
+    if precision != "auto":
+        return precision
+    import torch
+
+    from grafts.arithmetic import computes_in
+
+    if gpus:  # which the process that asks may not see
+        return "bf16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if computes_in(torch.bfloat16) else "fp32"

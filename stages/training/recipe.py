@@ -32,6 +32,13 @@ class Worker:
     emit: Emit = lambda _: None
     stopping: Stopping = lambda: False
     """Asked once a step, by worker 0."""
+    written: torch.dtype | None = None
+    """Type of the weights in the result, if not `dtype`."""
+
+    @property
+    def stored(self) -> torch.dtype:
+        """What the trained weights are rounded to at the end, and written in."""
+        return self.written or self.dtype
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ class TrainingParameters(Parameters):
     """AdamW's decay of the second moment."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the global batch's gradient; a larger one is scaled down to it."""
-    precision: Precision = "bf16"
-    """Arithmetic of forward and backward; under `bf16` weights and gradients still accumulate in float32."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward: `bf16`, where weights and gradients still accumulate in float32, or `fp32`;
+    `auto` is bf16 where the hardware has instructions for it, else fp32."""
     micro_batch: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Sequences in one forward pass of one worker: lower it when memory runs out."""
     zero_stage: Annotated[int, Field(ge=0, le=3), EXECUTION] = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stages.training.schedule import LearningRate
 
 if TYPE_CHECKING:
+    from stages.training.precision import Precision
     from stages.training.recipe import Recipe
     from stages.training.settings import TrainingParameters
 
@@ -21,6 +22,8 @@ class Task:
     settings: TrainingParameters
     seed: int
     checkpoint_directory: Path
+    stored: Precision | None = None
+    """The precision that was asked for, which says what the result is written in; that of `settings` without it."""
 
     def learning_rate(self, num_steps: int) -> LearningRate:
         """The learning rate of every step of a run of `num_steps`."""

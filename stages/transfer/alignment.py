@@ -69,7 +69,7 @@ class Alignment(WindowRecipe):
         assert isinstance(model, Mixers), f"expected the hybrid layers, got {type(model).__name__}"
         student = load_model(self.student.path, dtype=self.live.worker.dtype)
         put_mixers(model, student)
-        save_model(student, self.out, tokenizer_from=self.student.path)
+        save_model(student, self.out, tokenizer_from=self.student.path, dtype=self.live.worker.stored)
         return {} if self.heldout is None else self._measure(model, student, self.heldout)
 
     def _measure(self, mixers: Mixers, student: PreTrainedModel, heldout: Dataset) -> dict[str, float]:

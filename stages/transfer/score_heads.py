@@ -13,6 +13,7 @@ from stages.errors import UserError
 from stages.evaluate.long_context import HAYSTACK_TOKENS
 from stages.evaluate.matching import text_config
 from stages.evaluate.needles_scripts import Task
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.transfer.heads import head_shape
 
@@ -59,7 +60,7 @@ class ScoreHeadsParams(Parameters):
     """Whether to drop pairs that the model answers wrongly, or that change its answer by less than `least_drop`."""
     least_drop: Annotated[float, Field(gt=0)] = 1.0
     """How far the logit difference has to fall from the clean text to the other, in logits."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    dtype: ComputeType = "float32"
     """Type the model computes in. Half precision rounds away the effects of most heads."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8192
     """Token positions that go through a layer at once, in all patched copies together."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import computing_dtype
 from grafts.loader import stored_dtype
 from stages.artifacts import Model
 from stages.errors import StageError
-from stages.evaluate.loading import load_for_evaluation
+from stages.evaluate.loading import DEVICE, load_for_evaluation
 from stages.evaluate.matching import text_config
 
 ROUNDING: Final = 1e-4
@@ -30,9 +31,9 @@ class Pair:
 
     @classmethod
     def load(cls, seed: Model, mixture: Model, *, in_float32: bool) -> Pair:
-        """Both, in float32 or in the type that the seed is stored in."""
-        dtype = "float32" if in_float32 else str(stored_dtype(seed.path)).removeprefix("torch.")
-        return cls(load_for_evaluation(seed, dtype), load_for_evaluation(mixture, dtype))
+        """Both, in float32 or, if this machine computes in it, in the type that the seed is stored in."""
+        dtype = torch.float32 if in_float32 else computing_dtype(stored_dtype(seed.path), DEVICE.type)
+        return cls(*(load_for_evaluation(model, dtype) for model in (seed, mixture)))
 
     def require_equal(self, ids_BT: Tensor) -> float:
         """The largest difference of their logits on `ids_BT`. Raises StageError when it is more than rounding."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stages.agent.conversation.room import require_room
 from stages.agent.rollout.opening import EngineName
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class AgentEvaluateParameters(Parameters):
     """Tokens of an episode at most, prompt and results of tools included."""
     template: Literal["model", "plain"] = "model"
     """The tokenizer's own chat template, or the plain one."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in."""
     engine: EngineName = "transformers"
     """What writes the turns. `vllm` needs a CUDA device and vLLM; it draws other tokens from a seed."""

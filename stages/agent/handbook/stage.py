@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class HandbookParameters(Parameters):
     """Of sampling; 0 takes the likeliest token."""
     duplicate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     """A behaviour at least as alike to one in the handbook (cosine of TF-IDF vectors) is a duplicate."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 8
     """Conversations side by side."""

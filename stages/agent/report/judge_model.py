@@ -73,4 +73,4 @@ class ModelJudge(Judge):
 def load_judge(source: Model) -> ModelJudge:
     """A judge from a model directory."""
     window = text_config(source.config).get("max_position_embeddings") or LONGEST
-    return ModelJudge(load_for_evaluation(source, "bfloat16"), load_renderer(source), window)
+    return ModelJudge(load_for_evaluation(source, "auto"), load_renderer(source), window)

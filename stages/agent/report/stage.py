@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.agent.conversation.room import require_room
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ReportParameters(Parameters):
     """Tokens of an action at most, prompt included; a report whose next prompt is longer ends there."""
     template: Literal["model", "plain"] = "model"
     """The tokenizer's own chat template, or the plain one."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: ComputeType = "auto"
     """Type the model computes in."""
     tool_seconds: Annotated[float, Field(gt=0), EXECUTION] = 30
     """Seconds that a search may take."""

@@ -124,7 +124,7 @@ class AgentLearning(Recipe):
         """Save the policy, and measure it against its parent on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"a policy is a PreTrainedModel, got {type(model).__name__}"
         self.live.sets.writer.close()
-        save_model(model, self.out, tokenizer_from=self.model.path)
+        save_model(model, self.out, tokenizer_from=self.model.path, dtype=self.live.worker.stored)
         return {**summary(self.live.sets.diary, self.params), **self._distance(model)}
 
     def _tokens(self, engine: Any) -> Tokens:

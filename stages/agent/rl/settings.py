@@ -63,8 +63,8 @@ class PolicyParameters(Parameters):
     """Decoupled weight decay of matrices."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of a step's gradient."""
-    precision: Precision = "bf16"
-    """Arithmetic of rollouts and updates; gradients accumulate in float32."""
+    precision: Precision = "auto"
+    """Arithmetic of rollouts and updates, see `distill.logits`; gradients accumulate in float32."""
     heldout_windows: Annotated[int, Field(ge=1)] = 128
     """Windows of the input `heldout` that the distance to the parent is measured on."""
 

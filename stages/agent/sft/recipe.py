@@ -91,7 +91,7 @@ class FineTuning(Recipe):
         """Merge the adapters, save the model with its tokenizer and template, and measure it."""
         merged: Any = model.merge_and_unload() if self.lora else model  # pyrefly: ignore[not-callable]
         assert isinstance(merged, PreTrainedModel), f"expected a PreTrainedModel, got {type(merged).__name__}"
-        save_model(merged, self.out, tokenizer_from=self.model.path)
+        save_model(merged, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
         (self.out / "chat_template.jinja").write_text(self.template, encoding="utf-8")
         return self._measure(merged)
 
