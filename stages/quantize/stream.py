@@ -64,7 +64,7 @@ class LayerStream:
         self.probes = self._probe(windows_NT)
         batches = windows_NT.split(batch_size)
         self._calls = {
-            len(batch): {name: probe.call for name, probe in self._calls_of(batch, self._names).items()}
+            len(batch): {name: probe.call for name, probe in self._calls_by_shape(batch).items()}
             for batch in {len(batch): batch for batch in batches}.values()
         }
         self._hidden = [self._calls_of(batch, self._names[:1])[self._names[0]].hidden for batch in batches]
@@ -95,6 +95,16 @@ class LayerStream:
                 )
         return first
 
+    def _calls_by_shape(self, ids_BT: Tensor) -> dict[str, Probe]:
+        """How a batch of this shape calls every layer; none of them computes, so the hidden states are no layer's."""
+        name, probe = next(iter(self.probes.items()))
+        with torch.no_grad():
+            in_tuple = isinstance(self.layers[name](probe.hidden, *probe.call.args, **probe.call.kwargs), tuple)
+        with ExitStack() as stack:
+            for layer in self.layers.values():
+                stack.enter_context(_handing_on(layer, in_tuple=in_tuple))
+            return self._calls_of(ids_BT, self._names)
+
     def _calls_of(self, ids_BT: Tensor, names: Sequence[str]) -> dict[str, Probe]:
         """How a forward pass on `ids_BT` calls the layers `names`, the last of which it never runs."""
         calls: dict[str, Probe] = {}
@@ -114,6 +124,16 @@ class LayerStream:
 
 class _EnoughError(Exception):
     """The last layer's input is known: the rest of the forward pass is not needed."""
+
+
+@contextmanager
+def _handing_on(layer: nn.Module, *, in_tuple: bool) -> Iterator[None]:
+    """Let `layer` return its hidden states, for a while."""
+    layer.forward = lambda hidden_BTH, *_args, **_options: (hidden_BTH,) if in_tuple else hidden_BTH
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 @contextmanager
