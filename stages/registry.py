@@ -52,6 +52,7 @@ METHODS: Final[Mapping[str, str]] = {
     "quantize.glowq": "stages.quantize.glowq:QuantizeGlowq",
     "quantize.glowq_s": "stages.quantize.glowq_s:QuantizeGlowqSelected",
     "quantize.mixed": "stages.quantize.mixed:QuantizeMixed",
+    "quantize.compare": "stages.quantize.compare:QuantizeCompare",
     "quantize.export_adapter": "stages.quantize.export_adapter:QuantizeExportAdapter",
     "agent.index": "stages.agent.environment.index:AgentIndex",
     "agent.questions": "stages.agent.questions.stage:AgentQuestions",

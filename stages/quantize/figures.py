@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.evaluate.figures import COLOURS, STYLE
+
+if TYPE_CHECKING:
+    from stages.quantize.comparison import Setting
+
+BASE_COLOURS: Final = {"RTN": "#0969da", "GPTQ": "#bf8700", "AWQ": "#1a7f37"}
+MARKERS: Final = {"GlowQ": "^", "GlowQ-S": "v", "mixed bits": "s"}
+"""By method; a base alone is a dot."""
 
 
 def draw_restoration(file: Path, bytes_K: Sequence[float], gains_K: Sequence[float], knee: int, chosen: int) -> None:
@@ -27,3 +36,48 @@ def draw_restoration(file: Path, bytes_K: Sequence[float], gains_K: Sequence[flo
         axes.set(xlabel="added (MiB)", ylabel="share of the gain of all groups")
         axes.legend(frameon=False, loc="lower right")
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def draw_front(file: Path, made: Sequence[Setting], best: Sequence[Setting]) -> None:
+    """Draw mean perplexity over file size of every setting, the seeds' range as a bar, and the front as a line."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*_places(best), color=COLOURS["baseline"], drawstyle="steps-post", zorder=1, label="Pareto front")
+        axes.axhline(made[0].mean("parent_perplexity"), color=COLOURS["baseline"], linestyle=":", label="parent")
+        for each in made:
+            _draw_setting(axes, each)
+        axes.set(xlabel="file (MiB)", ylabel="perplexity", yscale="log")
+        ticks = _ticks(*(each.mean("perplexity") for each in made), made[0].mean("parent_perplexity"))
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _draw_setting(axes: Axes, each: Setting) -> None:
+    method, base = each.first.method, each.first.base
+    (size,), (mean,) = _places([each])
+    low, *_, high = seeds if len(seeds := each.all("perplexity")) > 1 else seeds * 2
+    axes.errorbar(
+        size,
+        mean,
+        yerr=[[mean - low], [high - mean]],
+        fmt=MARKERS.get(method, "o"),
+        markersize=5,
+        color=BASE_COLOURS[base],
+        label=base if method == base else f"{base}, {method}",
+    )
+
+
+def _places(made: Sequence[Setting]) -> tuple[list[float], list[float]]:
+    return [each.mean("bytes_after") / 2**20 for each in made], [each.mean("perplexity") for each in made]
+
+
+def _ticks(*values: float) -> list[float]:
+    """Round numbers from below the least value to above the most, a factor of about 1.3 apart."""
+    steps = [step * 10**power for power in range(-1, 8) for step in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+    inside = [step for step in steps if min(values) * 0.8 <= step <= max(values) * 1.25]
+    return inside[:: max(1, len(inside) // 10)]

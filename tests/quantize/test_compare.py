@@ -1,0 +1,109 @@
+"""`quantize.compare`: quantised models by what they take and what they give."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.artifacts import Dataset, Report
+from stages.errors import UserError
+from stages.quantize.compare import QuantizeCompare
+from stages.quantize.comparison import Arm, Setting, corrections_ahead, front, settings
+from stages.stage import Context
+from tests.quantize.runs import quantize
+
+ARM = Arm("RTN", (4, 64, False), "RTN", "", {})
+
+
+def arm(size: float, perplexity: float, **changes: Any) -> Arm:
+    """Of a parent with perplexity 2."""
+    figures = {"bytes_after": size, "perplexity": perplexity, "parent_perplexity": 2.0}
+    return replace(ARM, figures=figures, **changes)
+
+
+sizes = st.integers(1, 6).map(float)
+
+
+@given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=12))
+def test_nothing_beats_the_front_and_the_front_beats_the_rest(points: list[tuple[float, float]]):
+    made = settings([arm(*point, extra=str(number)) for number, point in enumerate(points)])
+    best = {(each.mean("bytes_after"), each.mean("perplexity")) for each in front(made)}
+    beaten = {
+        (size, value)
+        for (size, value), (other, less) in product(points, points)
+        if other <= size and less <= value and (other, less) != (size, value)
+    }
+    assert best == set(points) - beaten
+
+
+def test_seeds_are_one_setting_and_corrections_must_win_with_all_of_them():
+    base = [arm(10, value) for value in (5.0, 4.0)]
+    won = [arm(12, value, method="GlowQ", extra="glowq, rank 4") for value in (3.9, 3.0)]
+    lost = [arm(11, value, method="GlowQ", extra="glowq, rank 2") for value in (4.1, 3.0)]
+    alone = [arm(11, 1.0, method="GlowQ", extra="glowq, rank 2", base="GPTQ")]
+    made = settings([*won, *base, *lost, *alone])
+    assert [len(each.arms) for each in made] == [2, 1, 2, 2]
+    assert made[0].all("perplexity") == [4.0, 5.0]
+    assert corrections_ahead(made) == (1, 2)
+
+
+def reports(directory: Path, parent: Path, tokens: Dataset, **inputs: Any) -> list[Report]:
+    runs = [
+        quantize("rtn", parent, directory / "rtn", tokens, symmetric=False, **inputs),
+        quantize("gptq", parent, directory / "gptq", tokens, symmetric=False, **inputs),
+        quantize("glowq", parent, directory / "glowq", tokens, rank=8, **inputs),
+        quantize("glowq_s", parent, directory / "glowq_s", tokens, rank=8, budget=0.5, **inputs),
+        quantize("mixed", parent, directory / "mixed", tokens, added_bytes_ratio=0.5, **inputs),
+    ]
+    return [Report(run.output("report"), name=str(number)) for number, run in enumerate(runs)]
+
+
+def test_the_reports_of_all_stages_stand_in_one_table(tmp_path: Path, parent: Path, tokens: Dataset):
+    given_reports = reports(tmp_path, parent, tokens)
+    context = Context({"reports": given_reports}, tmp_path / "out", tmp_path / "scratch")
+    stage = QuantizeCompare(QuantizeCompare.Params())
+    stage.check(context.inputs)
+    stage.run(context)
+    assert context.results["models"] == context.results["settings"] == 5
+    assert context.results["corrected_settings"] == 2
+    out = context.output("report")
+    table = json.loads((out / "report.json").read_text())["details"]["comparison"]
+    assert len(table) == 6
+    assert [float(row[1]) for row in table[1:]] == sorted(float(row[1]) for row in table[1:])
+    assert sum(row[-1] == "yes" for row in table) == context.results["on_front"] >= 1
+    assert (out / "front.svg").read_text().count("<svg") == 1
+    assert len((out / "comparison.md").read_text().splitlines()) == 7
+    assert any("GPTQ" in row[0] for row in table)
+    assert any("in more bits" in row[0] for row in table)
+    assert any("of the groups" in row[0] for row in table)
+
+
+def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path, parent: Path, tokens: Dataset):
+    told = quantize("rtn", parent, tmp_path / "told", tokens)
+    content = json.loads((told.output("report") / "report.json").read_text())
+    with pytest.raises(UserError, match="not of a quantised model"):
+        Arm.of(changed(tmp_path / "a", {**content, "title": "Distillation"}))
+    silent = {key: value for key, value in content["metrics"].items() if key != "perplexity"}
+    with pytest.raises(UserError, match="does not tell perplexity"):
+        Arm.of(changed(tmp_path / "b", {**content, "metrics": silent}))
+    with pytest.raises(UserError, match=r"perplexity 2\.0 in one report and 3\.0 in another"):
+        settings([arm(1, 1), replace(ARM, figures={**arm(1, 1).figures, "parent_perplexity": 3.0})])
+
+
+def changed(directory: Path, content: dict[str, Any]) -> Report:
+    directory.mkdir()
+    (directory / "report.json").write_text(json.dumps(content))
+    return Report(directory)
+
+
+def test_labels_tell_settings_apart():
+    assert Setting((arm(1, 1),)).label == "4 bits, groups of 64, RTN"
+    other = arm(1, 1, grid=(3, 32, True), base="GPTQ", extra="glowq, rank 8")
+    assert Setting((other,)).label == "3 bits, groups of 32, symmetric, GPTQ, glowq, rank 8"
