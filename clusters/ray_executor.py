@@ -50,7 +50,8 @@ class RayExecutor:
         self.shared = ray.remote(max_retries=0)(_run)
         self.isolated = ray.remote(max_retries=0, max_calls=1)(_run)
         self.work = ray.put(work)
-        self.running: dict[Any, tuple[str, Request, float]] = {}
+        self.running: dict[Any, tuple[str, Request, float | None]] = {}
+        """Name, request, and since when its time counts: of several workers from the start, else once it has begun."""
         self.waits = Waits(_looked_at, on_event, may_grow=profile.widest(capacity()).nodes == ())
         self.cut_short = False
         """Whether work was killed for its timeout."""
@@ -71,7 +72,7 @@ class RayExecutor:
         }
         remote = self.isolated if request.isolated else self.shared
         reference = remote.options(**options).remote(self.work, payload, self.channel, name, handed_on())
-        self.running[reference] = (name, request, time.monotonic())
+        self.running[reference] = (name, request, None if alone else time.monotonic())
         self.waits.started(name, request)
 
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
@@ -140,8 +141,8 @@ class RayExecutor:
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     @staticmethod
-    def _deadline(request: Request, began: float) -> float | None:
-        return None if request.timeout_seconds is None else began + request.timeout_seconds
+    def _deadline(request: Request, began: float | None) -> float | None:
+        return None if request.timeout_seconds is None or began is None else began + request.timeout_seconds
 
     def _deliver(self, arrived: bool) -> None:
         if arrived:
@@ -162,8 +163,15 @@ class RayExecutor:
     def _hear(self, name: str, event: Event) -> None:
         began = event["event"] == BEGAN
         self.waits.heard_of(name, began=began)
-        if not began:
+        if began:
+            self._count_from_now(name)
+        else:
             self.on_event(name, event)
+
+    def _count_from_now(self, name: str) -> None:
+        for reference, (running, request, began) in self.running.items():
+            if running == name and began is None:
+                self.running[reference] = (name, request, time.monotonic())
 
     def _finish(self, reference: Any) -> Finished:
         name, _, _ = self.running.pop(reference)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pipelines.claims import Claims
-from pipelines.identity import code_of
+from pipelines.identity import code_of, grafts_in
 from pipelines.journal import JournalWriter
 from pipelines.ladder import step_down
 from pipelines.plan import Step
@@ -139,7 +139,7 @@ class Attempts:
     def _task(self, step: Step, attempt: int, lease: Lease) -> Task:
         steps_down = self.steps_down.get(step.spec.name)
         evidence = {**self.around.evidence, "out_of_memory": steps_down} if steps_down else self.around.evidence
-        around, code = replace(self.around, evidence=evidence), code_of(step.spec.uses)
+        around, code = replace(self.around, evidence=evidence), code_of(step.spec.uses, grafts_in(step.identity or {}))
         store = self.store.location
         return make_task(step, attempt, lease=lease, code=code, around=around, store=store, made=self.made)
 

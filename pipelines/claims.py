@@ -61,7 +61,7 @@ class Claims:
         self.keeper.start()
         claim = self.store.claim(step.key, Holder.here(self.run, step.spec.name))
         wish = Wish(step, attempt, claim)
-        turn = self._try(wish)
+        turn = self._try_or_wait(wish)
         if turn is None:
             self.due = self.due if self.wishes else time.monotonic() + LOOK_SECONDS
             self.wishes.append(wish)
@@ -72,7 +72,7 @@ class Claims:
         began = time.monotonic()
         if not self.wishes or began < self.due:
             return []
-        tried = [(wish, self._try_again(wish)) for wish in self.wishes]
+        tried = [(wish, self._try_or_wait(wish)) for wish in self.wishes]
         self.wishes = [wish for wish, turn in tried if turn is None]
         now = time.monotonic()
         self.due = now + max(LOOK_SECONDS, (now - began) / LOOK_SHARE)
@@ -108,8 +108,8 @@ class Claims:
         self._tell(wish, wish.claim.taken_over)
         return Turn(wish.step, wish.attempt, lease=lease)
 
-    def _try_again(self, wish: Wish) -> Turn | None:
-        """Try, and let a store that cannot be reached for a while not end the run."""
+    def _try_or_wait(self, wish: Wish) -> Turn | None:
+        """Try; a store that cannot be reached now is asked again at the next look, and ends no run."""
         try:
             return self._try(wish)
         except UnreachableError as error:

@@ -57,7 +57,8 @@ def tell_left(runner: Runner) -> None:
 
 def lose(runner: Runner, what: str) -> None:
     """The cluster is gone, or never was: everything on it failed, and nothing more can start."""
-    fix = f"start Ray again if it was not started by this run, then `regraft resume {runner.result.run}`"
+    again = f"regraft resume {runner.result.run}{runner.store.option}"
+    fix = f"start Ray again if it was not started by this run, then `{again}`"
     for step, attempt in list(runner.attempts.running.values()):
         runner.fail(step.spec, Failure(f"{what} while the stage ran", fix), step, attempt)
     if runner.attempts.executor is None:  # the first stage was about to start

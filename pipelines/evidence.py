@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 PACKAGES: Final = (
     "regraft",
@@ -64,8 +65,16 @@ def git_state(directory: Path) -> dict[str, Any] | None:
         "commit": about["branch.oid"],
         "branch": about.get("branch.head", ""),
         "dirty": any(not line.startswith("#") for line in status),
-        "remote": _git(directory, ["config", "--get", "remote.origin.url"]),
+        "remote": clean_remote(_git(directory, ["config", "--get", "remote.origin.url"])),
     }
+
+
+def clean_remote(remote: str) -> str:
+    """A git remote without user name, password, query and fragment; `git@host:path` is left as it is."""
+    if "://" not in remote:
+        return remote
+    parts = urlsplit(remote)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _git(directory: Path, arguments: list[str]) -> str:

@@ -10,46 +10,57 @@ from typing import Any
 from pipelines.canonical import digest
 from pipelines.fingerprint import fingerprint
 from pipelines.spec.pipeline import StageSpec
-from pipelines.store import Store
+from pipelines.store import OutputRecord, Store
 from pipelines.store.contents import tree_digest
 from stages import registry
 from stages.errors import UserError
 
-Digests = Mapping[tuple[str, str], str]
-"""Content digest of each output known so far, by (stage, output)."""
+Known = Mapping[tuple[str, str], OutputRecord]
+"""Each output known so far, by (stage, output)."""
 
 
 @cache
-def code_of(uses: str) -> dict[str, str]:
-    """Digest of every definition the method reaches."""
-    return fingerprint(registry.target(uses))
+def code_of(uses: str, grafts: tuple[str, ...] = ()) -> dict[str, str]:
+    """Digest of every definition that the method reaches, and that loading models with these `grafts` does."""
+    return {name: found for target in (*grafts, registry.target(uses)) for name, found in fingerprint(target).items()}
 
 
 @cache
-def code_digest(uses: str) -> str:
+def code_digest(uses: str, grafts: tuple[str, ...] = ()) -> str:
     """The code fingerprint as one digest."""
-    return digest(code_of(uses))
+    return digest(code_of(uses, grafts))
 
 
-def identity_of(spec: StageSpec, digests: Digests, store: Store) -> dict[str, Any]:
+def identity_of(spec: StageSpec, known: Known, store: Store) -> dict[str, Any]:
     """The identity of `spec` when all its inputs are known. Raises UserError for a missing source."""
-    return {**settled(spec), "inputs": digest_of_inputs(spec, digests), "sources": source_digests(spec, store)}
+    read = [known[reference.stage, reference.output] for references in spec.inputs.values() for reference in references]
+    grafts = tuple(sorted({target for record in read for target in record.code}))
+    return {**settled(spec, grafts), "inputs": digest_of_inputs(spec, known), "sources": source_digests(spec, store)}
 
 
-def settled(spec: StageSpec) -> dict[str, Any]:
-    """The part of the identity that is known before any stage has run."""
+def settled(spec: StageSpec, grafts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The part of the identity that is known before any stage has run, but for the `grafts` of the models it reads."""
     return {
         "method": spec.uses,
-        "code": code_digest(spec.uses),
+        "code": code_digest(spec.uses, grafts),
         "params": spec.params.identity(),
         "seed": spec.seed,
+        **({"grafts": list(grafts)} if grafts else {}),
     }
 
 
-def digest_of_inputs(spec: StageSpec, digests: Digests) -> dict[str, list[str | None]]:
+def grafts_in(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """The grafts that an identity names."""
+    return tuple(identity.get("grafts", ()))
+
+
+def digest_of_inputs(spec: StageSpec, known: Known) -> dict[str, list[str | None]]:
     """The content digests of each input, in order; None for one that is not known yet."""
     return {
-        name: [digests.get((reference.stage, reference.output)) for reference in references]
+        name: [
+            record.digest if (record := known.get((reference.stage, reference.output))) else None
+            for reference in references
+        ]
         for name, references in spec.inputs.items()
     }
 

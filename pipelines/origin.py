@@ -16,6 +16,7 @@ from pipelines.journal import Journal
 from pipelines.plan import Earlier
 from pipelines.selection import EVERYTHING, Selection
 from pipelines.smoke import smoke_version
+from pipelines.spec.budgets import with_budgets
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from pipelines.spec.pipeline import Pipeline, StageSpec
@@ -66,7 +67,8 @@ class RunRequest:
 
     def pipeline(self, overrides: tuple[str, ...] = ()) -> Pipeline:
         """The pipeline as it was, with further `overrides`. Raises UserError."""
-        pipeline = parse(Document(self.file, self.text), (*self.overrides, *overrides))
+        more = with_budgets(Path(self.file), overrides)
+        pipeline = parse(Document(self.file, self.text), (*self.overrides, *more))
         return smoke_version(pipeline) if self.smoke else pipeline
 
     def drift(self) -> str:

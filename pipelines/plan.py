@@ -16,17 +16,17 @@ from typing import Any, Final, Literal
 
 from pipelines import fingerprint
 from pipelines.drift import accepted
-from pipelines.identity import code_of, digest_of_inputs, identity_of, key_of, settled
+from pipelines.identity import code_of, digest_of_inputs, grafts_in, identity_of, key_of, settled
 from pipelines.reasons import Reason, differences
 from pipelines.selection import EVERYTHING, Chosen, Selection, choose
 from pipelines.spec.pipeline import Pipeline, StageSpec
-from pipelines.store import Manifest, Store
+from pipelines.store import Manifest, OutputRecord, Store
 from stages.errors import UserError
 
 State = Literal["cached", "run", "unknown", "kept", "left"]
 THERE: Final = frozenset({"cached", "kept"})
 """States of a stage whose artifact is there."""
-Digests = dict[tuple[str, str], str]
+Known = dict[tuple[str, str], OutputRecord]
 Earlier = Callable[[StageSpec], Manifest | None]
 """The artifact that a stage had in an earlier run."""
 
@@ -69,9 +69,9 @@ class Plan:
         """How many stages are in `state`."""
         return sum(step.state == state for step in self.steps.values())
 
-    def again(self, spec: StageSpec, digests: Digests, store: Store) -> Step:
+    def again(self, spec: StageSpec, known: Known, store: Store) -> Step:
         """The step of a stage whose inputs have been made since the plan."""
-        return plan_stage(spec, self.pipeline.name, digests, store, forced=spec.name in self.chosen.forced)
+        return plan_stage(spec, self.pipeline.name, known, store, forced=spec.name in self.chosen.forced)
 
 
 def make_plan(
@@ -90,29 +90,29 @@ def make_plan(
 
 def _plan_stages(plan: Plan, store: Store, earlier: Earlier | None) -> Iterator[UserError]:
     """Fill in the steps; yields what keeps a stage from having one."""
-    digests: Digests = {}
+    known: Known = {}
     for spec in plan.pipeline.stages.values():
         try:
-            step = plan.steps[spec.name] = _step(plan, spec, digests, store, earlier)
+            step = plan.steps[spec.name] = _step(plan, spec, known, store, earlier)
         except UserError as error:
             yield error
             continue
         if step.manifest is not None:
-            learn(digests, spec.name, step.manifest)
+            learn(known, spec.name, step.manifest)
 
 
-def learn(digests: Digests, stage: str, manifest: Manifest) -> None:
-    """Add the output digests of a stage."""
-    digests.update({(stage, name): output.digest for name, output in manifest.outputs.items()})
+def learn(known: Known, stage: str, manifest: Manifest) -> None:
+    """Add the outputs of a stage."""
+    known.update({(stage, name): output for name, output in manifest.outputs.items()})
 
 
-def plan_stage(spec: StageSpec, pipeline: str, digests: Digests, store: Store, *, forced: bool = False) -> Step:
-    """The step for one stage, from the output digests known so far."""
-    waiting = sorted({r.stage for group in spec.inputs.values() for r in group if (r.stage, r.output) not in digests})
+def plan_stage(spec: StageSpec, pipeline: str, known: Known, store: Store, *, forced: bool = False) -> Step:
+    """The step for one stage, from the outputs known so far."""
+    waiting = sorted({r.stage for group in spec.inputs.values() for r in group if (r.stage, r.output) not in known})
     if waiting:
-        return Step(spec, "unknown", _waits(spec, pipeline, digests, store, waiting), forced=forced)
+        return Step(spec, "unknown", _waits(spec, pipeline, known, store, waiting), forced=forced)
     try:
-        identity = identity_of(spec, digests, store)
+        identity = identity_of(spec, known, store)
     except UserError as error:
         raise UserError(error.message, where=f"{spec.place}: stage {spec.name!r}", fix=error.fix) from None
     step = Step(spec, "run", (), identity, key_of(identity), forced=forced)
@@ -139,19 +139,19 @@ def raise_together(problems: list[UserError]) -> None:
         raise UserError("\n\n".join(str(problem) for problem in problems))
 
 
-def _step(plan: Plan, spec: StageSpec, digests: Digests, store: Store, earlier: Earlier | None) -> Step:
+def _step(plan: Plan, spec: StageSpec, known: Known, store: Store, earlier: Earlier | None) -> Step:
     role = plan.chosen.role(spec.name)
     if role == "left":
         return Step(spec, "left", (Reason("left", "not chosen"),))
     if role == "above":
-        return _taken(spec, plan.pipeline.name, digests, store, earlier)
-    return plan_stage(spec, plan.pipeline.name, digests, store, forced=spec.name in plan.chosen.forced)
+        return _taken(spec, plan.pipeline.name, known, store, earlier)
+    return plan_stage(spec, plan.pipeline.name, known, store, forced=spec.name in plan.chosen.forced)
 
 
-def _taken(spec: StageSpec, pipeline: str, digests: Digests, store: Store, earlier: Earlier | None) -> Step:
+def _taken(spec: StageSpec, pipeline: str, known: Known, store: Store, earlier: Earlier | None) -> Step:
     """The step of a stage that is not chosen, but stands above one that is."""
     try:
-        planned = plan_stage(spec, pipeline, digests, store)
+        planned = plan_stage(spec, pipeline, known, store)
     except UserError as error:
         planned = Step(spec, "run", (Reason("source", error.message),))
     wanted = earlier(spec) if earlier else None
@@ -203,21 +203,22 @@ def _read_by(spec: StageSpec) -> set[str]:
     return read | {gate.of[0] for gate in spec.expect if gate.of}
 
 
-def _waits(spec: StageSpec, pipeline: str, digests: Digests, store: Store, waiting: list[str]) -> tuple[Reason, ...]:
+def _waits(spec: StageSpec, pipeline: str, known: Known, store: Store, waiting: list[str]) -> tuple[Reason, ...]:
     """That it waits, and what has changed apart from that."""
     reason = Reason("waits", f"waits for what {_names(waiting)} will make", " ".join(waiting))
     last = store.last(pipeline, spec.slug)
     if last is None:
         return (reason,)
-    known = {**settled(spec), "inputs": digest_of_inputs(spec, digests)}
-    return (reason, *differences(last, known, code_of(spec.uses), _origins(spec)))
+    grafts = grafts_in(last.identity)  # those of models that are not made yet may be others
+    identity = {**settled(spec, grafts), "inputs": digest_of_inputs(spec, known)}
+    return (reason, *differences(last, identity, code_of(spec.uses, grafts), _origins(spec)))
 
 
 def _why(spec: StageSpec, pipeline: str, identity: Mapping[str, Any], store: Store) -> tuple[Reason, ...]:
     last = store.last(pipeline, spec.slug)
     if last is None:
         return (Reason("new", "new"),)
-    changes = differences(last, identity, code_of(spec.uses), _origins(spec))
+    changes = differences(last, identity, code_of(spec.uses, grafts_in(identity)), _origins(spec))
     return tuple(changes) or (Reason("gone", "its result is gone from the store"),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -10,6 +11,18 @@ from pipelines.store import Manifest
 
 State = Literal["waiting", "running", "done", "cached", "kept", "left", "failed", "skipped", "cancelled"]
 """`kept` is stale and taken as it is; `left` was not chosen."""
+MARKS: Final[Mapping[State, str]] = {
+    "waiting": "·",
+    "running": "▶",
+    "done": "✓",
+    "cached": "=",
+    "kept": "~",
+    "left": "·",
+    "failed": "✗",
+    "skipped": "-",
+    "cancelled": "-",
+}
+"""How each state is marked wherever people see it."""
 GOOD: Final = frozenset({"done", "cached", "kept"})
 
 

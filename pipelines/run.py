@@ -21,7 +21,7 @@ from pipelines.record import Ending, Failure, stage_finished
 from pipelines.result import GOOD, RunResult, State
 from pipelines.spec.pipeline import StageSpec
 from pipelines.stopping import terminated_like_interrupted
-from pipelines.store import Manifest, Store
+from pipelines.store import Manifest, OutputRecord, Store
 from pipelines.task import Outcome, Surroundings
 from stages.errors import UserError
 
@@ -47,7 +47,7 @@ class Runner:
         left = {name for name in self.stages if plan.steps[name].state == "left"}
         states: dict[str, State] = {name: "left" if name in left else "waiting" for name in self.stages}
         self.result = RunResult(around.run, states)
-        self.digests: dict[tuple[str, str], str] = {}
+        self.known: dict[tuple[str, str], OutputRecord] = {}
         self.frontier = Frontier(self.stages, left)
         self.attempts = Attempts(store, journal, around, make_executor, self.result.manifests)
         self.claims = self.attempts.claims
@@ -172,7 +172,7 @@ class Runner:
         settled = all(self.plan.steps[name].state not in ("run", "unknown") for name in spec.upstream)
         if planned.state == "kept" or (planned.state != "unknown" and settled):
             return planned
-        return self.plan.again(spec, self.digests, self.store)
+        return self.plan.again(spec, self.known, self.store)
 
     def _ask(self, step: Step, attempt: int) -> None:
         """Start a stage as soon as no other run computes the same."""
@@ -199,7 +199,7 @@ class Runner:
         self, spec: StageSpec, state: State, manifest: Manifest, step: Step, attempt: int = 0, seconds: float = 0.0
     ) -> None:
         self.result.manifests[spec.name] = manifest
-        learn(self.digests, spec.name, manifest)
+        learn(self.known, spec.name, manifest)
         if state == "kept":
             self.result.stale[spec.name] = "; ".join(step.reasons)
         else:

@@ -20,7 +20,7 @@ from pipelines.evidence import versions
 from pipelines.ladder import is_out_of_memory
 from pipelines.stage_log import captured_output, log_tail
 from pipelines.store import Manifest, Store, open_store
-from pipelines.store.lease import LeaseLostError
+from pipelines.store.lease import LeaseLostError, UnreachableError
 from pipelines.task import InputRef, Outcome, Task
 from stages import registry
 from stages.artifacts import Artifact
@@ -145,7 +145,7 @@ def _failure(error: Exception, task: Task, log: Path | None, seconds: float) -> 
         return Outcome(None, seconds, error.message)
     if isinstance(error, UserError):
         message = f"{error.where}: {error.message}" if error.where else error.message
-        return Outcome(None, seconds, message, error.fix, users_fault=True)
+        return Outcome(None, seconds, message, error.fix, users_fault=not isinstance(error, UnreachableError))
     if _is_disk_full(error):
         free = f"{shutil.disk_usage(log.parent).free / 2**20:,.0f} MiB free at {task.store}" if log else str(error)
         message = f"the disk is full: {free}"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipelines.cli.console import new_console
 from pipelines.cli.difference import MISSING, Row, StageRows, compare_runs, comparison_json
-from pipelines.cli.format import MARKS, format_metric
+from pipelines.cli.format import SHOWN, format_metric
 from pipelines.cli.history import find_run, read_run
 from pipelines.lineage.view import RunView
 from pipelines.report.change import change
@@ -38,7 +38,7 @@ def show_comparison(store: Store, names: Sequence[str], *, everything: bool, as_
 def _print(runs: Sequence[str], views: Sequence[RunView], stages: Sequence[StageRows], *, everything: bool) -> None:
     console = new_console()
     for index, (run, view) in enumerate(zip(runs, views, strict=True)):
-        style = MARKS.get(view.state, ("", ""))[1]
+        style = SHOWN.get(view.state, ("", ""))[1]
         console.print(Text.assemble((_letter(index), "bold"), f"  {run}  ", (view.state, style)), soft_wrap=True)
     table = _table(len(runs))
     shown = [stage for stage in stages if everything or stage.differs]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from pipelines.result import MARKS, State
 from pipelines.spec.quantities import format_bytes, format_duration
 
 LEADING: Final = (
@@ -21,17 +22,18 @@ LEADING: Final = (
     "loss",
 )
 
-MARKS: Final = {
-    "waiting": ("·", "dim"),
-    "running": ("▶", "cyan"),
-    "done": ("✓", "green"),
-    "cached": ("=", "blue"),
-    "kept": ("~", "yellow"),
-    "left": ("·", "dim"),
-    "failed": ("✗", "red"),
-    "skipped": ("-", "yellow"),
-    "cancelled": ("-", "yellow"),
+STYLES: Final[Mapping[State, str]] = {
+    "waiting": "dim",
+    "running": "cyan",
+    "done": "green",
+    "cached": "blue",
+    "kept": "yellow",
+    "left": "dim",
+    "failed": "red",
+    "skipped": "yellow",
+    "cancelled": "yellow",
 }
+SHOWN: Final = {state: (MARKS[state], style) for state, style in STYLES.items()}
 """How each state of a stage is shown: mark and style."""
 
 

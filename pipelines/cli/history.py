@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from pipelines.cli.console import new_console
-from pipelines.cli.format import MARKS, format_metrics
+from pipelines.cli.format import SHOWN, format_metrics
 from pipelines.cli.tables import grid
 from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
@@ -43,7 +43,7 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
     console.print(f"{view.started['run']}: {_told(store, view)}\n", markup=False)
     table = grid("", "stage", "method", "", "time", "result")
     for stage in view.stages.values():
-        mark, style = MARKS[stage.state]
+        mark, style = SHOWN[stage.state]
         clock = format_duration(stage.seconds) if stage.seconds else ""
         figures = Text(stage.waits or format_metrics(stage.metrics))
         table.add_row(Text(mark, style), Text(stage.name, style), stage.uses, Text(stage.state, style), clock, figures)
@@ -55,7 +55,7 @@ def _told(store: Store, view: RunView) -> str:
     run = view.started["run"]
     if view.state == "died":
         reason = store.death_of(run) or "its end was not recorded"
-        return f"died: {reason}\ngo on with: regraft resume {run}"
+        return f"died: {reason}\ngo on with: regraft resume {run}{store.option}"
     holder = store.holder_of(run) if view.state == "running" else None
     return f"running: process {holder.pid} on {holder.host}" if holder and holder.host else view.state
 
@@ -129,5 +129,5 @@ def _show_runs(store: Store, *, as_json: bool) -> None:
     for row in rows:
         clock = format_duration(row["seconds"]) if row["seconds"] is not None else ""
         stages = ", ".join(f"{count} {state}" for state, count in row["stages"].items())
-        table.add_row(row["run"], Text(row["state"], MARKS.get(row["state"], ("", ""))[1]), clock, stages)
+        table.add_row(row["run"], Text(row["state"], SHOWN.get(row["state"], ("", ""))[1]), clock, stages)
     new_console().print(table)

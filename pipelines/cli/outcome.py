@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from pipelines.cli.console import new_console
@@ -29,7 +28,7 @@ def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments:
     elif result.ok:
         print(_next_commands(pipeline, store, result, arguments))
     else:
-        print_failures(console, pipeline, result, f"regraft resume {result.run}{_where(store)}")
+        print_failures(console, pipeline, store, result, f"regraft resume {result.run}{store.option}")
         print(f"after a change of the file: regraft run {arguments}{' --smoke' if smoke else ''}")
         if page := _page(store, result.run):
             print(f"the run on one page: {page}")
@@ -52,7 +51,7 @@ def _headline(result: RunResult) -> str:
 def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
     numbers = [name for name, value in pipeline.params.items() if isinstance(value, (int, float))]
     name = next((f"params.{param}=…" for param in [*numbers, *pipeline.params]), "STAGE.PARAMETER=…")
-    where = _where(store)
+    where = store.option
     commands = {
         f"regraft plan {arguments} --set {name}": "what a change would run again, and why",
         f"regraft rerun {result.run} --from STAGE --set STAGE.PARAMETER=…{where}": "again from one stage on",
@@ -63,10 +62,6 @@ def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, argument
         commands[f"regraft report {result.run} --open{where}"] = f"the run on one page: {page}"
     width = max(len(text) for text in commands)
     return "\nnext:\n" + "\n".join(f"  {text:<{width}}   {use}" for text, use in commands.items())
-
-
-def _where(store: Store) -> str:
-    return "" if store.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(store.location)}"
 
 
 def _page(store: Store, run: str) -> Path | None:

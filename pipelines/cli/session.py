@@ -21,7 +21,7 @@ from pipelines.selection import EVERYTHING, Selection
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.store import Store
 from pipelines.task import Surroundings
-from stages.errors import UserError
+from stages.errors import RegraftError, UserError
 
 if TYPE_CHECKING:
     from clusters.executor import Executor, OnEvent
@@ -111,7 +111,11 @@ def _record_run(
         journal = JournalWriter(store.run_directory(run), listeners)
         stack.callback(journal.close)
         journal.write(_run_started(plan, store, around, request))
-        result = Runner(plan, store, journal, around, make_executor, fail_fast=options.fail_fast).run()
+        try:
+            result = Runner(plan, store, journal, around, make_executor, fail_fast=options.fail_fast).run()
+        except RegraftError as error:
+            journal.write({"event": "run-finished", "state": "failed", "seconds": 0.0, "reason": error.message})
+            raise
         state = "done" if result.ok else "cancelled" if result.cancelled else "failed"
         end = {"event": "run-finished", "state": state, "seconds": round(result.seconds, 3)}
         try:

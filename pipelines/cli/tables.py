@@ -10,10 +10,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.format import LEADING, MARKS, format_metric, format_metrics
+from pipelines.cli.format import LEADING, SHOWN, format_metric, format_metrics
 from pipelines.result import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
+from pipelines.store import Store
 
 MOST_COLUMNS = 5
 """Figures side by side in a terminal; `regraft report` has all of them."""
@@ -33,7 +34,7 @@ def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
     table = grid("", "stage", "", "time", "result")
     for name in pipeline.stages:
         state = result.states[name]
-        mark, style = MARKS[state]
+        mark, style = SHOWN[state]
         manifest = result.manifests.get(name)
         seconds = manifest.evidence.get("seconds") if manifest else None
         clock = format_duration(seconds) if seconds is not None else ""
@@ -78,7 +79,7 @@ def _labels(stages: list[str]) -> list[str]:
     return [", ".join(value.partition("=")[2] for value in arm) for arm in arms]
 
 
-def print_failures(console: Console, pipeline: Pipeline, result: RunResult, again: str) -> None:
+def print_failures(console: Console, pipeline: Pipeline, store: Store, result: RunResult, again: str) -> None:
     """Each failure whole: message, the end of its log, the fix, and how to go on."""
     for name, failure in result.failures.items():
         console.print(Text(f"\n✗ {name} ({pipeline.stages[name].uses}): ", "red") + Text(failure.message, "default"))
@@ -86,5 +87,5 @@ def print_failures(console: Console, pipeline: Pipeline, result: RunResult, agai
             console.print(Text(textwrap.indent(failure.tail, "    "), "dim"))
         if failure.fix:
             print(f"  fix: {failure.fix}")
-        print(f"  log: regraft logs {result.run} {shlex.quote(name)}")
+        print(f"  log: regraft logs {result.run} {shlex.quote(name)}{store.option}")
     print(f"\nwhat is finished is kept; go on with: {again}")

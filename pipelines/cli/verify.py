@@ -45,7 +45,9 @@ def verify(store: Store, *, repair: bool) -> bool:
         table.add_row(Text(stage), Text(f"{method}/{key[:SHORT]}…"), Text(found.problem, "red"))
     console.print(table)
     if not repair:
-        print("\nput them aside, so that they are made anew when they are needed: regraft verify --repair")
+        print(
+            "\nput them aside, so that they are made anew when they are needed: regraft verify --repair" + store.option
+        )
         return False
     for found in damaged:
         print(f"put aside: {store.set_aside_artifact(found.where)}")

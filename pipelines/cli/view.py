@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.console import new_console
-from pipelines.cli.format import MARKS, format_metrics
+from pipelines.cli.format import SHOWN, format_metrics
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 
@@ -128,7 +128,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         return table
 
     def _cells(self, row: Row, now: float) -> tuple[Any, ...]:
-        mark, style = MARKS[row.state]
+        mark, style = SHOWN[row.state]
         bar: Any = ""
         note = row.note
         clock = format_duration(row.seconds) if row.seconds else ""
@@ -165,7 +165,7 @@ class LineView(AbstractContextManager["LineView"]):
         row = self.picture.update(event)
         if row is None or not (line := self._line(row, event)):
             return
-        mark, style = MARKS[row.state]
+        mark, style = SHOWN[row.state]
         self.console.print(Text(f"{mark} {row.name:<24} ", style) + Text(line, "default"), soft_wrap=True)
 
     def _line(self, row: Row, event: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from pipelines.housekeeping.files import StoreFiles
 from pipelines.housekeeping.runs import RunRecord, Short, read_runs, short
 from pipelines.store import Manifest, OutputRecord, Store
-from pipelines.store.store import KEY_LENGTH
+from pipelines.store.store import KEY_LENGTH, parse_manifest
 from stages import registry
 from stages.errors import UserError
 
@@ -65,7 +65,7 @@ class Catalogue:
         files = StoreFiles(store)
         catalogue = cls(store, files, {})
         for data in files.read_all(files.glob("artifacts/*/*/manifest.json")).values():
-            if manifest := _manifest(data):
+            if manifest := parse_manifest(data):
                 catalogue.manifests[short(manifest.method, manifest.key)] = manifest
         for data in files.read_all(files.glob("lineage/*/*.json")).values():
             catalogue._remember(data)
@@ -161,7 +161,7 @@ class Catalogue:
 
     def _remember(self, data: bytes) -> None:
         content = _json(data)
-        manifest = _manifest(json.dumps(content.get("manifest")).encode())
+        manifest = parse_manifest(json.dumps(content.get("manifest")).encode())
         if content.get("version") == VERSION and manifest is not None:
             name = short(manifest.method, manifest.key)
             if name not in self.manifests:
@@ -182,13 +182,6 @@ def directory_name(manifest: Manifest) -> str:
 def record_name(name: Short) -> str:
     """Where the record of a removed result lies in the store."""
     return f"lineage/{name[0].replace(':', '-')}/{name[1]}.json"
-
-
-def _manifest(data: bytes) -> Manifest | None:
-    try:
-        return Manifest.from_json(data)
-    except ValueError:
-        return None  # damaged, or of another version: `verify` tells
 
 
 def _json(data: bytes | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from pipelines.lineage.layout import Layout, arrange
+from pipelines.spec.quantities import format_duration
 
 HEIGHT = 36
 MARGIN = 3
@@ -85,17 +86,6 @@ def draw(nodes: Sequence[Node], states: Mapping[str, Status]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def duration(seconds: float) -> str:
-    """`0.4 s`, `38 s`, `4 m 07 s`, `2 h 15 m`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} m {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"
-
-
 def shorten(text: str, length: int) -> str:
     """Cut in the middle: the arms of a matrix differ at the end of their names."""
     if len(text) <= length:
@@ -130,7 +120,7 @@ def _box(node: Node, status: Status, place: tuple[int, float], width: int) -> st
     paint = PAINT.get(status.state, PAINT["waiting"])
     x, y = _x(place[0], width), place[1] + MARGIN - HEIGHT / 2
     dashes = ' stroke-dasharray="4 3"' if status.state in ("waiting", "skipped", "left") else ""
-    took = duration(status.seconds) if status.seconds is not None and status.state in ("done", "failed") else ""
+    took = format_duration(status.seconds) if status.seconds is not None and status.state in ("done", "failed") else ""
     state = LABELS.get(status.state, status.state)
     note = took or state
     faint = ' opacity="0.65"' if status.state == "left" else ""

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 from pipelines.cli.format import LEADING
 from pipelines.journal import Event
-from pipelines.lineage.drawing import LABELS, Node, Status, draw, duration
+from pipelines.lineage.drawing import LABELS, Node, Status, draw
 from pipelines.lineage.records import cut
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import REUSED, RunView, StageView
+from pipelines.result import MARKS
+from pipelines.spec.quantities import format_duration
 
 PAGES = "workflowType=machine_learning"
 """Part of every address: a first visit without it shows MLflow's pages for agents, which know no models."""
@@ -22,17 +24,6 @@ TAG_LENGTH = 8000
 NOTE_LENGTH = 7000
 """MLflow cuts a tag at 8000 characters, in the middle of a table row if need be."""
 ORDER = ("failed", "cancelled", "running", "done", "cached", "kept", "waiting", "skipped", "left")
-MARKS = {
-    "done": "✓",
-    "cached": "↺",
-    "kept": "=",
-    "left": "·",
-    "failed": "✗",
-    "running": "▸",
-    "cancelled": "■",
-    "skipped": "–",
-    "waiting": "…",
-}
 FOLLOWED = "Later: "
 """Begins the paragraph that tells which runs went on from this one."""
 TABLE = "| | Stage | Method | Time | Figures |"
@@ -68,7 +59,7 @@ def run_note(
 
     `before` tells which run this one goes back to, `after` which went on from it, as Markdown.
     """
-    took = f" · {duration(view.seconds)}" if view.seconds is not None else ""
+    took = f" · {format_duration(view.seconds)}" if view.seconds is not None else ""
     address = f"get-artifact?path=dag.svg&run_uuid={parent}&v={version}"
     finished, chosen = view.count("done", *REUSED), len(view.stages) - view.count("left")
     counts = ", ".join(f"{view.count(state)} {LABELS.get(state, state)}" for state in ORDER if view.count(state))
@@ -100,7 +91,7 @@ def stage_note(stage: StageView, event: Event, origin: str, models: Mapping[str,
     `origin` links where a cached result came from; `models` are addresses of logged models by digest.
     """
     timed = event.get("seconds") is not None and event["state"] in ("done", "failed")
-    took = f" · {duration(event['seconds'])}" if timed else ""
+    took = f" · {format_duration(event['seconds'])}" if timed else ""
     attempt = f" · attempt {stage.attempt}" if stage.attempt > 1 else ""
     lines = [f"{MARKS.get(event['state'], '')} **{event['state']}** · `{stage.uses}`{took}{attempt}{origin}"]
     if event.get("reason"):
@@ -146,7 +137,7 @@ def _rank(state: str) -> int:
 
 def _row(stage: StageView, experiment: str, run: str | None) -> str:
     name = link(stage.name, experiment, run) if run else plain(stage.name)
-    took = duration(stage.seconds) if stage.seconds is not None and stage.state in ("done", "failed") else ""
+    took = format_duration(stage.seconds) if stage.seconds is not None and stage.state in ("done", "failed") else ""
     telling = [key for key in LEADING if key in stage.metrics] or [key for key, value in stage.metrics.items() if value]
     figures = ", ".join(f"{plain(key)} {_figure(stage.metrics[key])}" for key in telling[:4])
     state = f"{MARKS.get(stage.state, '')} {LABELS.get(stage.state, stage.state)}"

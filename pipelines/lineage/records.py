@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.evidence import clean_remote
 from pipelines.journal import Event
-from pipelines.lineage.redact import Redactor, clean_remote
+from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import REUSED, RunView, StageView
 
 PARAM_LENGTH = 500

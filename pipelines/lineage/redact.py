@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -45,14 +44,6 @@ _SHORTEST = 8
 def names_secret(key: str) -> bool:
     """Whether a value under `key` must not be shown. `max_tokens`, `tokenizer` and `pad_token` may be."""
     return bool(_SECRET_KEY.search(key)) and not _VOCABULARY_TOKEN.search(key)
-
-
-def clean_remote(remote: str) -> str:
-    """A git remote without user name, password, query and fragment; `git@host:path` is left as it is."""
-    if "://" not in remote:
-        return remote
-    parts = urlsplit(remote)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 class Redactor:

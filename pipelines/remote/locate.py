@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from pipelines.journal import list_runs
 from pipelines.remote.submission import Submission, at_cluster, find
 from pipelines.store import Store, open_store
 
 DEFAULT_STORE = ".regraft"
+STORE_VARIABLE = "REGRAFT_STORE"
 
 
 def locate(store: str, run: str | None, cluster: str | None = None) -> tuple[Store, str | None, Submission | None]:
@@ -16,19 +19,17 @@ def locate(store: str, run: str | None, cluster: str | None = None) -> tuple[Sto
     """
     from pipelines.cli.history import find_run
 
-    submission = at_cluster(run, cluster, store) if cluster and run else find(run)
-    if submission and store == DEFAULT_STORE and not cluster:
-        store = submission.store
-    opened = open_store(store)
+    submission = None if cluster else find(run)
+    asked = store not in (DEFAULT_STORE, os.environ.get(STORE_VARIABLE))
+    opened = open_store(submission.store if submission and not asked else store)
     if run is None or run == "all":
         return opened, run, None
-    if submission is None:
-        name = find_run(opened, run)
-        return opened, name, find(name)
     opened.pull_runs()
-    here = [name for name in list_runs(opened.root) if name.startswith(run) and name != submission.run]
-    return (
-        (opened, find_run(opened, run), None)
-        if here and run != submission.run
-        else (opened, submission.run, submission)
-    )
+    here = [name for name in list_runs(opened.root) if run == "latest" or name.startswith(run)]
+    if cluster:
+        name = find_run(opened, run) if here else run
+        return opened, name, at_cluster(name, cluster, store)
+    if submission and (run == submission.run or set(here) <= {submission.run}):
+        return opened, submission.run, submission
+    name = find_run(opened, run)
+    return opened, name, None if submission else find(name)

@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from pipelines.cli.format import format_metric, format_metrics
 from pipelines.lineage.drawing import LABELS, Node, Status, draw
-from pipelines.lineage.note import MARKS
 from pipelines.lineage.records import cut, flatten
 from pipelines.report.change import change, verdict
 from pipelines.report.figures import Gallery
 from pipelines.report.models import DISTANCES, FACTS, Column, ModelRow, ModelTable
 from pipelines.report.values import GateReport, RunReport, StageReport
+from pipelines.result import MARKS
 from pipelines.spec.quantities import format_bytes, format_duration
 
 ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

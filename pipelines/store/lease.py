@@ -115,6 +115,8 @@ class Leases:
 
     def beat(self, lease: Lease) -> bool:
         """Tell that the holder lives; False when the lease is lost."""
+        if not self.holds(lease):
+            return False
         try:
             self.files.beat(lease.key, lease.token, lease.to_bytes())
         except FileNotFoundError:

@@ -30,12 +30,14 @@ class OutputRecord:
     digest: str
     size: int
     files: tuple[File, ...]
+    code: tuple[str, ...] = ()
+    """What of the project runs in whoever loads it, as `module:Class`: the grafts of a converted model."""
 
     @classmethod
-    def of(cls, kind: str, schema: str | None, files: tuple[File, ...]) -> OutputRecord:
+    def of(cls, kind: str, schema: str | None, files: tuple[File, ...], code: tuple[str, ...] = ()) -> OutputRecord:
         """The record of these files."""
         content = [[file.path, file.size, file.sha256] for file in files]
-        return cls(kind, schema, digest(content), sum(file.size for file in files), files)
+        return cls(kind, schema, digest(content), sum(file.size for file in files), files, code)
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,5 @@ def _shared(code: dict[str, str]) -> dict[str, str]:
 
 
 def _output(record: dict[str, Any]) -> OutputRecord:
-    return OutputRecord(**{**record, "files": tuple(File(**file) for file in record["files"])})
+    files, code = tuple(File(**file) for file in record["files"]), tuple(record.get("code", ()))
+    return OutputRecord(**{**record, "files": files, "code": code})

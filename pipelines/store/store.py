@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,6 +70,11 @@ class Store(RunRecords):
     def location(self) -> str:
         """What `open_store` takes to open this store."""
         return str(self.root)
+
+    @property
+    def option(self) -> str:
+        """What a command line needs to mean this store, with a blank before it: nothing for the one it takes anyway."""
+        return "" if self.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(self.location)}"
 
     @property
     def sources(self) -> StampedDigests:
@@ -286,7 +292,20 @@ def _record(directory: Path, name: str, output: Output, digests: StampedDigests)
         schema = declared_schema(directory)
     if output.kind.kind == "dataset" and schema and (problem := column_problem(directory, schema)):
         raise UserError(f"output {name!r} is not the dataset it says: {problem}", fix="mend the stage that wrote it")
-    return OutputRecord.of(output.kind.kind, schema, files)
+    code = grafts_of(directory) if output.kind.kind == "model" else ()
+    return OutputRecord.of(output.kind.kind, schema, files, code)
+
+
+def grafts_of(directory: Path) -> tuple[str, ...]:
+    """The classes of the grafts of the model in `directory`, as `module:Class`; none for a standard model."""
+    from stages.artifacts import Model
+
+    names = {graft["name"] for graft in Model(directory).grafts} if (directory / "config.json").is_file() else ()
+    if not names:
+        return ()
+    from grafts.registry import GRAFTS
+
+    return tuple(sorted(GRAFTS[name] for name in names if name in GRAFTS))
 
 
 def _sync_directory(path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.quantize.calibrated import CalibratedParams
 
@@ -28,6 +28,15 @@ class BaseParams(CalibratedParams):
     """Of gptq: share of the mean variance that is added to each input's."""
     exponents: Annotated[int, Field(ge=1, le=100)] = 20
     """Of awq: how many exponents of the inputs' magnitudes are tried."""
+    sequential: bool = False
+    """Calibrate each layer on what the quantised layers before it give, at the cost of a second pass. When it is not
+    said, the base decides, as its own stage does: true for gptq."""
+
+    @model_validator(mode="after")
+    def _calibrated_as_the_base_is(self) -> Self:
+        if "sequential" not in self.model_fields_set:
+            self.__dict__["sequential"] = self.base == "gptq"
+        return self
 
 
 def base_method(params: BaseParams, model: PreTrainedModel, scheme: Scheme) -> Method:

@@ -2,7 +2,11 @@
 
 import pytest
 
-from pipelines.journal import Journal
+from pipelines.cli import session
+from pipelines.cli.history import read_run
+from pipelines.journal import Journal, list_runs
+from pipelines.store.lease import UnreachableError
+from pipelines.worker import _failure
 from stages.errors import UserError
 
 TWO_BRANCHES = """\
@@ -139,3 +143,20 @@ def test_the_journal_tells_the_whole_story(bench):
     assert (directory / "logs" / "b.log").read_text() == "copying\n"
     assert events[0]["versions"]["python"]
     assert events[0]["resolved"]["stages"]["b"]["uses"] == "tests.toy:Copy"
+
+
+def test_a_store_out_of_reach_is_no_fault_of_the_user():
+    away, wrong = (_failure(kind("away"), None, None, 1.0) for kind in (UnreachableError, UserError))
+    assert not away.users_fault, "so that retries count"
+    assert wrong.users_fault
+
+
+def test_a_run_that_is_refused_after_it_began_has_failed(bench, monkeypatch):
+    def refuse(*_):
+        raise UserError("the cluster is too small")
+
+    monkeypatch.setattr(session, "_executor_maker", lambda *_: refuse)
+    with pytest.raises(UserError, match="too small"):
+        bench.run("name: one\nstages:\n  a: {uses: 'tests.toy:Write'}\n")
+    [run] = list_runs(bench.store.root)
+    assert read_run(bench.store, run).state == "failed"

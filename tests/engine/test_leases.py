@@ -69,6 +69,17 @@ def test_who_has_it_is_told_and_released_means_free(leases):
     assert "ended without this result" in claim.taken_over
 
 
+def test_a_late_heartbeat_leaves_another_run_s_lease_alone(leases):
+    late = take(leases, Holder.here("r1"))
+    leases.release(late)
+    other = take(leases, Holder.here("r2"))
+    assert other.token == late.token, "a released key begins anew"
+    before = leases.newest("key")
+    assert not leases.beat(late)
+    assert leases.newest("key") == before
+    assert leases.beat(other)
+
+
 def test_a_process_that_is_gone_is_replaced_at_once(leases):
     first = take(leases, dead("r1"))
     claim = Claim(leases, "key", Holder.here("r2"))

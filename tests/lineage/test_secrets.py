@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.evidence import clean_remote
 from pipelines.lineage.mirror import RunMirror
-from pipelines.lineage.redact import MASK, Redactor, clean_remote, names_secret
+from pipelines.lineage.redact import MASK, Redactor, names_secret
 from pipelines.lineage.tracker import Tracker
 from tests.lineage.journals import Writer, stage
 

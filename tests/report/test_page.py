@@ -135,10 +135,10 @@ def test_a_run_that_goes_on_or_died_is_told_so(bench):
     writer.write({"event": "run-started", "run": "r1", "pipeline": "p", "stages": [spec]})
     writer.write({"event": "stage-started", "stage": "a", "attempt": 1})
     os.close(writer.file)
-    assert "▸ running" in read(current_report(bench.store, "r1").read_text()).text
+    assert "▶ running" in read(current_report(bench.store, "r1").read_text()).text
     writer.mark.write_text(dead("r1").to_json())
     close_dead_runs(bench.store)
-    assert "■ cancelled" in read(current_report(bench.store, "r1").read_text()).text
+    assert "- cancelled" in read(current_report(bench.store, "r1").read_text()).text
 
 
 def test_the_same_run_gives_the_same_page(bench, models):

@@ -165,6 +165,20 @@ def test_a_waiting_stage_outlives_a_store_that_is_away_for_a_while(machines, mon
     assert two.remote.find(f"{two.base}/leases") == []
 
 
+def test_a_stage_that_is_ready_while_the_store_is_away_waits(machines, monkeypatch):
+    store, told = machines.store("one"), []
+    claims = Claims(store, "r1", lambda _, text: told.append(text))
+    step = Step(SimpleNamespace(name="a", uses="tests.toy:Copy"), "run", (), {}, KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.remote, "ls", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        assert claims.ask(step, 1) is None
+    assert "cannot reach the store" in told[-1]
+    claims.due = 0
+    [turn] = claims.look()
+    assert turn.lease
+    claims.close()
+
+
 def test_a_bucket_that_is_not_there_is_not_made(s3_server):
     with pytest.raises(UserError, match="there is no bucket 'no-such-bucket'"):
         open_store("s3://no-such-bucket/store")

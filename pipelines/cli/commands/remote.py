@@ -45,7 +45,7 @@ def submit(
     from pipelines.remote.submit import submit as send
 
     loaded = load_pipeline(pipeline, set_)
-    arguments = [part for text in set_ or () for part in ("--set", text)]
+    arguments = [part for text in loaded.overrides for part in ("--set", text)]
     arguments += selection_of(only, from_, until, force).arguments()
     arguments += [*(["--fail-fast"] if fail_fast else []), *([] if track else ["--no-track"])]
     submitted = send(Wish(loaded, find_pipeline(pipeline), cluster, store, tuple(arguments)))
@@ -69,7 +69,7 @@ def cancel(
     print(left_over(left))
     if left:
         raise typer.Exit(1)
-    print(f"go on with: regraft resume {name}")
+    print(f"go on with: regraft resume {name}{opened.option}")
 
 
 def clusters(json_: Json = False) -> None:
