@@ -6,7 +6,7 @@ CPU with AVX2 alone); with them it is up to twice as fast. What computes for lon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
@@ -40,34 +40,52 @@ def computing(*models: nn.Module) -> Iterator[None]:
     """Raise `models` to the type they compute fastest in, for a while; their own tensors come back untouched.
 
     Only floating tensors of a type that `computing_dtype` replaces change, so that on most machines nothing does. The
-    copies take twice the bytes. What is written to the weights meanwhile is lost.
+    copies take twice the bytes. What is written to the weights meanwhile is lost. Codes times raised scales are not
+    rounded to the stored type: such weights differ from the stored ones by a thousandth of themselves.
     """
     with _lending([each for each in _tensors(models) if not computes_in(each.dtype, each.device.type)], torch.float32):
         yield
 
 
 @contextmanager
+def in_float32(*models: nn.Module) -> Iterator[None]:
+    """Let every floating tensor of `models` be float32 for a while."""
+    with _lending([each for each in _tensors(models) if each.is_floating_point()], torch.float32):
+        yield
+
+
+@contextmanager
 def storing(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let the floating parameters of `model` have `dtype` for a while, as it is to be written."""
-    with _lending([each for each in model.parameters() if each.is_floating_point()], dtype):
+    """Let every floating tensor that a checkpoint of `model` holds have `dtype` for a while, as it is to be written."""
+    tensors = {id(each): each for each in model.state_dict(keep_vars=True).values() if each.is_floating_point()}
+    with _lending(list(tensors.values()), dtype):
         yield
 
 
 def raised(value: Any) -> Any:
     """`value` with every tensor in it, through tuples, lists and mappings, in the type to compute in."""
+    return _each(value, lambda tensor: tensor.to(computing_dtype(tensor.dtype, tensor.device.type)))
+
+
+def as_float32(value: Any) -> Any:
+    """`value` with every floating tensor in it, through tuples, lists and mappings, in float32."""
+    return _each(value, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(computing_dtype(value.dtype, value.device.type))
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: raised(each) for key, each in value.items()}
-    return type(value)(map(raised, value)) if type(value) in (tuple, list) else value
+        return {key: _each(item, change) for key, item in value.items()}
+    return type(value)(_each(item, change) for item in value) if type(value) in (tuple, list) else value
 
 
 @contextmanager
 def _lending(tensors: list[Tensor], dtype: torch.dtype) -> Iterator[None]:
     kept = [tensor.data for tensor in tensors]
-    for tensor in tensors:
-        tensor.data = tensor.data.to(dtype)
     try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(dtype)
         yield
     finally:
         for tensor, data in zip(tensors, kept, strict=True):

@@ -95,6 +95,8 @@ class HybridCacheLayer(CacheLayerMixin):
             return
         if self.recurrent_state is not None:
             raise RuntimeError("the cache of a layer with linear heads cannot be cropped: start again from `reset()`")
+        if not self.is_croppable:
+            raise RuntimeError("a cache of windows does not track past states: it cannot be cropped, only `reset()`")
         for store in self.stores.values():
             store.crop(tokens_to_remove)
         self.num_tokens -= abs(tokens_to_remove)

@@ -89,5 +89,6 @@ class Upgrade(NamedTuple):
 
 def spend_on_bits(upgrades: Sequence[Upgrade], budget: int) -> list[int]:
     """Which modules get more bits for `budget` bytes: the largest drop a byte first; nested as the budget grows."""
-    order = ranked([upgrade.drop / upgrade.num_bytes for upgrade in upgrades])
+    # codes fill whole words, so that more bits may take no more bytes
+    order = ranked([upgrade.drop / max(upgrade.num_bytes, 1) for upgrade in upgrades])
     return choose(order, [upgrade.num_bytes for upgrade in upgrades], budget)

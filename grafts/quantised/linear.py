@@ -53,7 +53,8 @@ class QuantisedLinear(nn.Module):
         versions = tuple(0 if part.is_inference() else part._version for part in parts)
         made = self._dense
         if made is None or made.weight.dtype != self.weight_scale.dtype or not made.is_of(parts, versions):
-            made = self._dense = _Dense(dequantise(self.quantised), parts, versions)
+            with torch.inference_mode(False):  # a tensor made in that mode could not take part in training later
+                made = self._dense = _Dense(dequantise(self.quantised), parts, versions)
         return made.weight
 
     @property

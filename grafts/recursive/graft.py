@@ -73,10 +73,11 @@ class Recursive(Graft):
         shared = dict(self._shared_weights(core, layers))  # all of them, before the first is written
         generator = torch.Generator().manual_seed(0)
         for (owner, name), weight in shared.items():
-            for layer in core.runs(owner):
-                relaxed = layers[layer].get_submodule(name.removesuffix(".linear.weight")) if self.rank else None
-                if isinstance(relaxed, RelaxedLinear):
-                    self._fit(relaxed, weight, generator)
+            linear, is_matrix = name.removesuffix(".linear.weight"), name.endswith(".linear.weight")
+            for layer in core.runs(owner) if self.rank and is_matrix else ():
+                relaxed = layers[layer].get_submodule(linear)
+                assert isinstance(relaxed, RelaxedLinear), f"{linear} was relaxed above"
+                self._fit(relaxed, weight, generator)
             layers[owner].get_parameter(name).data.copy_(weight)
 
     def identity(self, base: PretrainedConfig) -> Self:  # noqa: ARG002

@@ -79,6 +79,7 @@ class EvaluateDistance(Stage):
 
     def _report(self, context: Context, found: Comparison, num_windows: int) -> None:
         from stages.evaluate.figures import draw_layers
+        from stages.evaluate.loading import computed_in
 
         out, figures = context.output("report"), [FIGURE] if found.layer_cosine else []
         if found.layer_cosine:
@@ -87,6 +88,7 @@ class EvaluateDistance(Stage):
             context.say("the models differ in depth or width: no layer-by-layer comparison")
         details = {
             **self.params.identity(),
+            "computed_in": computed_in(self.params.dtype),
             "windows": num_windows,
             "sequence_length": context.dataset("data").card.sequence_length,
             "layer_cosine": list(found.layer_cosine),

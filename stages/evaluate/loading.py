@@ -17,13 +17,18 @@ DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_for_evaluation(
-    source: Model, dtype: ComputeType | torch.dtype, *, trust_remote_code: bool = False
+    source: Model, dtype: ComputeType | torch.dtype, *, trust_remote_code: bool = False, hold: bool = True
 ) -> PreTrainedModel:
     """The model of `source` in evaluation mode, its weights in `dtype`, on `DEVICE`.
 
-    Quantised linears of our own keep their dense weights once made: what is measured reads them many times.
+    With `hold`, quantised linears of our own keep their dense weights once made: measuring reads them many times.
     """
     chosen = dtype if isinstance(dtype, torch.dtype) else compute_dtype(dtype, DEVICE.type)
     model = load_model(source.path, dtype=chosen, trust_remote_code=trust_remote_code)
-    hold_weights(model)
+    hold_weights(model, hold)
     return model.to(DEVICE)
+
+
+def computed_in(dtype: ComputeType) -> str:
+    """The name of the type that `dtype` means here, for reports."""
+    return str(compute_dtype(dtype, DEVICE.type)).removeprefix("torch.")

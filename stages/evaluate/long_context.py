@@ -105,7 +105,7 @@ class EvaluateLongContext(Stage):
 
     def run(self, context: Context) -> None:
         """Make the probes, load the model, score, report."""
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.evaluate.loading import computed_in, load_for_evaluation
         from stages.evaluate.long_context_grid import Grid, draw
         from stages.evaluate.needles_text import Pieces
 
@@ -123,6 +123,7 @@ class EvaluateLongContext(Stage):
             "probes": sum(map(len, probes.values())),
             "seed": context.seed,
             "parameters": params.identity(),
+            "computed_in": computed_in(params.dtype),
         }
         write_report(context.output("report"), "Long context", context.results, details)
 

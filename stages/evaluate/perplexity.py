@@ -108,10 +108,13 @@ class EvaluatePerplexity(Stage):
         return TextWindows(ids_NT, None, 0, ids_NT.numel(), data.card.num_bytes * share)
 
     def _details(self, context: Context, windows: TextWindows) -> dict[str, Any]:
+        from stages.evaluate.loading import computed_in
+
         card, config = context.dataset("data").card, context.model("model").config
         length = card.sequence_length or window_length(config, self.params.window)
         return {
             **self.params.identity(),
+            "computed_in": computed_in(self.params.dtype),
             "data": card.schema,
             "window": length,
             "sequence_length": length,

@@ -76,11 +76,13 @@ class EvaluateSpeed(Stage):
     def run(self, context: Context) -> None:
         """Load both models, measure each length, report."""
         from stages.evaluate.figures import draw_speed
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.evaluate.loading import computed_in, load_for_evaluation
 
         trusted = self.params.trust_remote_code
         sources = [context.model(name) for name in NAMES]
-        models = [load_for_evaluation(source, self.params.dtype, trust_remote_code=trusted) for source in sources]
+        models = [  # as a user has them: dense weights of quantised linears are not kept
+            load_for_evaluation(source, self.params.dtype, trust_remote_code=trusted, hold=False) for source in sources
+        ]
         lengths, rows = sorted(set(self.params.context_lengths)), []
         for done, length in enumerate(lengths, start=1):
             rows.append(self._measure(models, _prompts(models, self.params.batch_size, length, context.seed)))
@@ -88,7 +90,8 @@ class EvaluateSpeed(Stage):
         context.metrics(**_metrics(rows[-1]))
         out = context.output("report")
         draw_speed(out / FIGURE, rows)
-        details = {**self.params.identity(), "lengths": rows, "device": _device(models[0]), "figures": [FIGURE]}
+        told = {"device": _device(models[0]), "computed_in": computed_in(self.params.dtype), "figures": [FIGURE]}
+        details = {**self.params.identity(), "lengths": rows, **told}
         write_report(out, "Speed", context.results, details)
 
     def _measure(self, models: Sequence[PreTrainedModel], ids_BT: Tensor) -> dict[str, Any]:

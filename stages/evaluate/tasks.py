@@ -100,7 +100,7 @@ class EvaluateTasks(Stage):
         from transformers import AutoTokenizer
 
         from stages.evaluate import harness
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.evaluate.loading import computed_in, load_for_evaluation
         from stages.evaluate.tasks_scores import headline, scores
 
         path = _directory(self.params.include_path) if self.params.include_path else None
@@ -117,7 +117,8 @@ class EvaluateTasks(Stage):
         found = scores(results)
         context.metrics(**headline(results, found), truncated_requests=cut)
         details = {"tasks": found, "harness": f"lm_eval {harness.harness_version()}", "seed": context.seed}
-        write_report(context.output("report"), "Tasks", context.results, details | {"parameters": params.identity()})
+        details |= {"parameters": params.identity(), "computed_in": computed_in(params.dtype)}
+        write_report(context.output("report"), "Tasks", context.results, details)
 
 
 def _directory(path: str) -> Path:

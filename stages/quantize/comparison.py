@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,18 +10,24 @@ from typing import Any, Final
 
 from stages.artifacts import Report
 from stages.errors import UserError
+from stages.quantize.awq import QuantizeAwq
+from stages.quantize.glowq import QuantizeGlowq
+from stages.quantize.glowq_s import QuantizeGlowqSelected
+from stages.quantize.gptq import QuantizeGptq
+from stages.quantize.mixed import QuantizeMixed
+from stages.quantize.rtn import QuantizeRoundToNearest
+from stages.quantize.stage import Quantize
 
 FILE: Final = "comparison.md"
 BASES: Final = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ"}
-TITLES: Final = {
-    "Round-to-nearest quantisation": "RTN",
-    "GPTQ quantisation": "GPTQ",
-    "AWQ quantisation": "AWQ",
-    "GlowQ quantisation": "GlowQ",
-    "GlowQ-S quantisation": "GlowQ-S",
-    "Mixed-bit quantisation": "mixed bits",
+STAGES: Final[Mapping[str, type[Quantize]]] = {
+    "RTN": QuantizeRoundToNearest,
+    "GPTQ": QuantizeGptq,
+    "AWQ": QuantizeAwq,
+    "GlowQ": QuantizeGlowq,
+    "GlowQ-S": QuantizeGlowqSelected,
+    "mixed bits": QuantizeMixed,
 }
-"""The stages that a report can be of, by its title."""
 FIGURES: Final = ("bytes_after", "perplexity", "kl_to_parent", "top1_agreement", "parent_perplexity")
 
 
@@ -29,24 +36,28 @@ class Arm:
     """One quantised model, as its report tells of it."""
 
     method: str
-    grid: tuple[int, int, bool]
-    """Bits, group size, whether symmetric."""
+    """One of `STAGES`."""
     base: str
     """RTN, GPTQ or AWQ: what its codes were found by."""
-    extra: str
-    """What was added to the base; empty for nothing."""
+    label: str
+    """What it is, in short."""
+    params: Mapping[str, Any]
+    """All parameters that decide the result: arms that differ by the seed alone have the same."""
     figures: Mapping[str, float]
+    computed_in: str = ""
+    """Type that it was measured in."""
 
     @classmethod
     def of(cls, report: Report) -> Arm:
         """Raises UserError when the report is of something else, or nothing was measured."""
         content = report.content
-        metrics, details, method = content["metrics"], content["details"], TITLES.get(content.get("title"))
+        metrics, details = content["metrics"], content["details"]
+        method = next((name for name, stage in STAGES.items() if stage.title == content.get("title")), None)
         if method is None:
             raise UserError(
                 f"the report {content.get('title')!r} is not of a quantised model",
                 where=report.name or "reports",
-                fix=f"give reports of quantize.*; they are called {', '.join(TITLES)}",
+                fix=f"give reports of quantize.*: {', '.join(stage.title for stage in STAGES.values())}",
             )
         missing = [name for name in FIGURES if name not in metrics]
         if missing:
@@ -55,14 +66,16 @@ class Arm:
                 where="reports",
                 fix="give the stage that made it the input `heldout`, so that it measures its model",
             )
-        base = method if method in BASES.values() else BASES[details["base"]]
-        grid = details["bits"], details["group_size"], details["symmetric"]
-        return cls(method, grid, base, _extra(method, details, metrics), {name: metrics[name] for name in FIGURES})
+        params = {name: details[name] for name in STAGES[method].Params.model_fields if name in details}
+        base = method if method in BASES.values() else BASES[params["base"]]
+        figures = {name: metrics[name] for name in FIGURES}
+        return cls(method, base, _label(method, base, params, metrics), params, figures, details.get("computed_in", ""))
 
-    @property
-    def corrected(self) -> bool:
-        """Whether low-rank corrections were added."""
-        return self.method in ("GlowQ", "GlowQ-S") and bool(self.extra)
+    def is_base_of(self, other: Arm) -> bool:
+        """Whether `other` is this one with low-rank corrections: what both were told, they were told alike."""
+        common = self.params.keys() & other.params.keys()
+        same = all(self.params[name] == other.params[name] for name in common)
+        return other.method in ("GlowQ", "GlowQ-S") and self.method == other.base and same
 
 
 @dataclass(frozen=True)
@@ -70,18 +83,13 @@ class Setting:
     """All models made alike but for the seed."""
 
     arms: tuple[Arm, ...]
+    label: str
+    """What sets it apart."""
 
     @property
     def first(self) -> Arm:
         """Any of them."""
         return self.arms[0]
-
-    @property
-    def label(self) -> str:
-        """What sets it apart."""
-        bits, size, symmetric = self.first.grid
-        grid = f"{bits} bits, groups of {size}" + (", symmetric" if symmetric else "")
-        return ", ".join(filter(None, (grid, self.first.base, self.first.extra)))
 
     def mean(self, figure: str) -> float:
         """Over the seeds."""
@@ -93,7 +101,24 @@ class Setting:
 
 
 def settings(arms: Sequence[Arm]) -> list[Setting]:
-    """The arms by what sets them apart, the smallest first. Raises UserError when they were measured on other text."""
+    """The arms by what sets them apart, the smallest first. Raises UserError when they cannot be compared."""
+    _require_one_measure(arms)
+    alike: dict[str, list[Arm]] = {}
+    for arm in arms:
+        alike.setdefault(json.dumps([arm.method, dict(arm.params)], sort_keys=True), []).append(arm)
+    firsts = [group[0] for group in alike.values()]
+    made = [Setting(tuple(group), _told_apart(group[0], firsts)) for group in alike.values()]
+    return sorted(made, key=lambda each: (each.mean("bytes_after"), each.mean("perplexity"), each.label))
+
+
+def _require_one_measure(arms: Sequence[Arm]) -> None:
+    types = {arm.computed_in for arm in arms}
+    if len(types) > 1:
+        raise UserError(
+            f"some models were measured in {min(types) or 'an unknown type'}, others in {max(types)}",
+            where="reports",
+            fix="measure all of them on one kind of machine, or store the parent as float32",
+        )
     measured = {round(arm.figures["parent_perplexity"], 6) for arm in arms}
     if len(measured) > 1:
         raise UserError(
@@ -101,11 +126,13 @@ def settings(arms: Sequence[Arm]) -> list[Setting]:
             where="reports",
             fix="compare models of one parent, measured on the same `heldout` with equal `heldout_windows`",
         )
-    found: dict[tuple[object, ...], list[Arm]] = {}
-    for arm in arms:
-        found.setdefault((arm.method, arm.grid, arm.base, arm.extra), []).append(arm)
-    made = [Setting(tuple(alike)) for alike in found.values()]
-    return sorted(made, key=lambda each: (each.mean("bytes_after"), each.mean("perplexity"), each.label))
+
+
+def _told_apart(arm: Arm, others: Sequence[Arm]) -> str:
+    """The label, with the parameters that tell it from others that have the same."""
+    same = [other for other in others if other.method == arm.method and other.label == arm.label]
+    differing = [name for name in arm.params if any(other.params.get(name) != arm.params[name] for other in same)]
+    return ", ".join([arm.label, *(f"{name} {arm.params[name]}" for name in differing)])
 
 
 def front(made: Sequence[Setting]) -> list[Setting]:
@@ -119,10 +146,8 @@ def front(made: Sequence[Setting]) -> list[Setting]:
 
 def corrections_ahead(made: Sequence[Setting]) -> tuple[int, int]:
     """How many settings with corrections beat their base with every seed, of how many whose base is there to beat."""
-    bases = {(each.first.base, each.first.grid): each for each in made if each.first.method == each.first.base}
-    pairs = [(each, bases.get((each.first.base, each.first.grid))) for each in made if each.first.corrected]
-    known = [(each, base) for each, base in pairs if base is not None]
-    return sum(max(each.all("perplexity")) < min(base.all("perplexity")) for each, base in known), len(known)
+    pairs = [(base, each) for base in made for each in made if base.first.is_base_of(each.first)]
+    return sum(max(each.all("perplexity")) < min(base.all("perplexity")) for base, each in pairs), len(pairs)
 
 
 def rows(made: Sequence[Setting]) -> list[list[str]]:
@@ -153,10 +178,15 @@ def _row(each: Setting, best: bool) -> list[str]:
     ]
 
 
-def _extra(method: str, details: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+def _label(method: str, base: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    grid = f"{params['bits']} bits, groups of {params['group_size']}" + (", symmetric" if params["symmetric"] else "")
+    parts = [grid, base]
     if method == "mixed bits":
-        return f"{metrics['upgraded_share']:.0%} of the linears in more bits"
-    if method not in ("GlowQ", "GlowQ-S") or not metrics["rank"]:
-        return ""
-    solver = f"{details['solver']}, rank {metrics['rank']:.0f}"
-    return solver if method == "GlowQ" else f"{solver} in {metrics['groups_restored_share']:.0%} of the groups"
+        parts.append(f"{params['added_bytes_ratio']:.0%} more bytes as more bits")
+    if method in ("GlowQ", "GlowQ-S"):
+        parts.append(f"{params['solver']}, rank {metrics['rank']:.0f}")
+    if method == "GlowQ-S":
+        share = 0.5 if params.get("budget") is None else params["budget"]
+        size = f"{share:.0%}" if params.get("budget_bytes") is None else f"{params['budget_bytes']:,} bytes"
+        parts.append(f"GlowQ-S with {size} of the corrections")
+    return ", ".join(parts)

@@ -64,7 +64,7 @@ def _draw_setting(axes: Axes, each: Setting) -> None:
     axes.errorbar(
         size,
         mean,
-        yerr=[[mean - low], [high - mean]],
+        yerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],  # a mean of equal numbers may be off by rounding
         fmt=MARKERS.get(method, "o"),
         markersize=5,
         color=BASE_COLOURS[base],

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from grafts.arithmetic import as_float32, in_float32
 from stages.quantize.flow import watching_outputs
 from stages.quantize.layers import Layer
 from stages.quantize.stream import Call, Probe
@@ -135,22 +136,6 @@ def _scaled(layer: Layer, source: Source, readers: Sequence[str], factors_I: Ten
 @contextmanager
 def _in_float32(layer: Layer) -> Iterator[Probe]:
     """The layer and its probe in float32, for a while; afterwards every tensor is the very same as before."""
-    tensors = [*layer.module.parameters(), *layer.module.buffers()]
-    saved = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point()]
-    try:
-        for tensor, data in saved:
-            tensor.data = data.float()
-        args, kwargs = layer.probe.call.args, layer.probe.call.kwargs
-        yield Probe(layer.probe.hidden.float(), Call(_wide(args), _wide(kwargs)))
-    finally:
-        for tensor, data in saved:
-            tensor.data = data
-
-
-def _wide(value: Any) -> Any:
-    """`value` with every floating tensor in it as float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _wide(item) for key, item in value.items()}
-    return type(value)(_wide(item) for item in value) if type(value) in (tuple, list) else value
+    call = layer.probe.call
+    with in_float32(layer.module):
+        yield Probe(layer.probe.hidden.float(), Call(as_float32(call.args), as_float32(call.kwargs)))

@@ -116,7 +116,8 @@ class Quantize(Stage):
         context.metrics(**_sizes(source, out))
         if heldout_NT is not None:
             context.metrics(**self._distance(context, source, out, heldout_NT))
-        details = {**details, "layer_errors": packed.layer_errors, "kept": packed.kept, **self.params.identity()}
+        told = {"layer_errors": packed.layer_errors, "kept": packed.kept, "computed_in": _computed_in(source)}
+        details = {**details, **told, **self.params.identity()}
         write_report(context.output("report"), self.title, context.results, details)
 
     def _heldout(self, context: Context) -> torch.Tensor | None:
@@ -154,6 +155,13 @@ def token_windows(context: Context, name: str) -> TokenWindows:
 def require_known_ids(context: Context, name: str, windows_NT: torch.Tensor) -> None:
     """Raise UserError when windows of input `name` hold ids outside the model's vocabulary."""
     require_ids_below(int(windows_NT.max()), context.model("model").config, where=name)
+
+
+def _computed_in(source: Path) -> str:
+    from grafts.arithmetic import computing_dtype
+    from grafts.loader import stored_dtype
+
+    return str(computing_dtype(stored_dtype(source))).removeprefix("torch.")
 
 
 def _sizes(source: Path, out: Path) -> dict[str, float]:

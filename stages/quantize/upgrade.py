@@ -54,7 +54,7 @@ class Upgradable(Method):
 
     def choose(self, num_bytes: float) -> list[str]:
         """The linears to upgrade for `num_bytes` more: those first whose relative squared error drops most a byte."""
-        names = list(self.upgrades)
+        names = [name for name, found in self.upgrades.items() if found.upgrade.drop > 0]
         picked = spend_on_bits([self.upgrades[name].upgrade for name in names], int(num_bytes))
         return [names[index] for index in picked]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from grafts import apply, arithmetic
 from grafts.arithmetic import computes_in, computing, computing_dtype, raised
@@ -93,3 +94,22 @@ def test_parameters_are_written_in_the_type_asked_for(tmp_path: Path) -> None:
     for (name, ours), theirs in zip(model.named_parameters(), read.parameters(), strict=True):
         assert torch.equal(ours.bfloat16().float(), theirs), name
     assert '"dtype": "bfloat16"' in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
+def test_scales_are_written_in_it_too(tmp_path: Path) -> None:
+    model = apply(tiny(), [QuantisedLinears(bits=4, group_size=8, symmetric=False)])
+    save_model(model, tmp_path, tokenizer_from=None, dtype=torch.bfloat16)
+    written = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values() if tensor.is_floating_point()} == {torch.bfloat16}
+    assert model.model.layers[0].mlp.up_proj.weight_scale.dtype == torch.float32
+
+
+def test_weights_held_since_inference_mode_can_be_trained_beside() -> None:
+    model = apply(tiny(), [QuantisedLinears(bits=4, group_size=8, symmetric=False)])
+    hold_weights(model)
+    with torch.inference_mode():
+        before = model(IDS).logits
+    found = model(IDS, labels=IDS)
+    found.loss.backward()
+    assert torch.equal(found.logits, before)
+    assert model.get_input_embeddings().weight.grad is not None

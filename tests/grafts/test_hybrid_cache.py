@@ -110,6 +110,18 @@ def test_windows_that_moved_on_cannot_be_cropped():
         cache.crop(-2)
 
 
+def test_a_refused_crop_changes_nothing():
+    model = apply(tiny(), [GRAFTS["windows"]])
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = model(tokens(2, 6)).logits[:, 4:]
+        model(tokens(2, 6)[:, :4], past_key_values=cache)
+        with pytest.raises(RuntimeError, match="does not track past states"):
+            cache.crop(-2)
+        found = model(tokens(2, 6)[:, 4:], past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_softmax_heads_alone_can_be_cropped():
     model = apply(tiny(), [HybridHeads(full_heads=((0, 1, 2, 3),) * 3)])
     cache, ids = filled(model), tokens(2, 12)

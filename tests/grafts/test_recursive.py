@@ -207,3 +207,14 @@ def test_what_cannot_be_looped_is_refused_before_anything_changes():
         apply(parent("gemma3_text"), [Recursive(loops=6)])
     with pytest.raises(ValueError, match="'recursive' cannot follow 'recursive'"):
         apply(apply(parent(), [Recursive(loops=2)]), [Recursive(loops=2)])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_norms_are_shared_beside_low_rank_differences(family: str):
+    model = apply(parent(family), [Recursive(loops=2, rank=2, norms="shared")])
+    first, second = (model.model.layers[layer] for layer in (0, 3))
+    assert first.input_layernorm.weight is second.input_layernorm.weight
+    assert first.self_attn.q_proj.linear.weight is second.self_attn.q_proj.linear.weight
+    changes = [layer.self_attn.q_proj.left @ layer.self_attn.q_proj.right for layer in (first, second)]
+    assert changes[0].any(), "what the average of both lacks"
+    torch.testing.assert_close(changes[0], -changes[1])

@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 from stages.artifacts import Dataset, Report
 from stages.errors import UserError
 from stages.quantize.compare import QuantizeCompare
-from stages.quantize.comparison import Arm, Setting, corrections_ahead, front, settings
+from stages.quantize.comparison import Arm, corrections_ahead, front, settings
+from stages.quantize.figures import draw_front
 from stages.stage import Context
 from tests.quantize.runs import quantize
 
-ARM = Arm("RTN", (4, 64, False), "RTN", "", {})
+ARM = Arm("RTN", "RTN", "4 bits", {"bits": 4}, {})
 
 
-def arm(size: float, perplexity: float, **changes: Any) -> Arm:
+def arm(size: float, perplexity: float, method: str = "RTN", base: str = "RTN", **params: Any) -> Arm:
     """Of a parent with perplexity 2."""
     figures = {"bytes_after": size, "perplexity": perplexity, "parent_perplexity": 2.0}
-    return replace(ARM, figures=figures, **changes)
+    chosen = {} if method == base else {"base": base}
+    return Arm(method, base, "4 bits", {"bits": 4, **chosen, **params}, figures)
 
 
 sizes = st.integers(1, 6).map(float)
@@ -33,7 +35,7 @@ sizes = st.integers(1, 6).map(float)
 
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=12))
 def test_nothing_beats_the_front_and_the_front_beats_the_rest(points: list[tuple[float, float]]):
-    made = settings([arm(*point, extra=str(number)) for number, point in enumerate(points)])
+    made = settings([arm(*point, number=number) for number, point in enumerate(points)])
     best = {(each.mean("bytes_after"), each.mean("perplexity")) for each in front(made)}
     beaten = {
         (size, value)
@@ -45,13 +47,29 @@ def test_nothing_beats_the_front_and_the_front_beats_the_rest(points: list[tuple
 
 def test_seeds_are_one_setting_and_corrections_must_win_with_all_of_them():
     base = [arm(10, value) for value in (5.0, 4.0)]
-    won = [arm(12, value, method="GlowQ", extra="glowq, rank 4") for value in (3.9, 3.0)]
-    lost = [arm(11, value, method="GlowQ", extra="glowq, rank 2") for value in (4.1, 3.0)]
-    alone = [arm(11, 1.0, method="GlowQ", extra="glowq, rank 2", base="GPTQ")]
+    won = [arm(12, value, "GlowQ", rank=4) for value in (3.9, 3.0)]
+    lost = [arm(11, value, "GlowQ", rank=2) for value in (4.1, 3.0)]
+    alone = [arm(11, 1.0, "GlowQ", "GPTQ", rank=2)]
     made = settings([*won, *base, *lost, *alone])
     assert [len(each.arms) for each in made] == [2, 1, 2, 2]
     assert made[0].all("perplexity") == [4.0, 5.0]
     assert corrections_ahead(made) == (1, 2)
+
+
+def test_a_base_is_the_one_that_was_told_the_same():
+    base = [arm(10, 5.0, "GPTQ", "GPTQ", sequential=sequential) for sequential in (True, False)]
+    both = [arm(12, 4.0, "GlowQ", "GPTQ", sequential=sequential, rank=4) for sequential in (True, False)]
+    made = settings([*base, *both])
+    assert corrections_ahead(made) == (2, 2)
+    assert sorted(each.label for each in made) == sorted(
+        f"4 bits, sequential {sequential}" for sequential in (True, False) * 2
+    )
+
+
+def test_equal_figures_of_seeds_are_drawn(tmp_path: Path):
+    made = settings([arm(10, 14.062086260253718) for _ in range(3)])
+    draw_front(tmp_path / "front.svg", made, front(made))
+    assert (tmp_path / "front.svg").stat().st_size > 0
 
 
 def reports(directory: Path, parent: Path, tokens: Dataset, **inputs: Any) -> list[Report]:
@@ -81,8 +99,8 @@ def test_the_reports_of_all_stages_stand_in_one_table(tmp_path: Path, parent: Pa
     assert (out / "front.svg").read_text().count("<svg") == 1
     assert len((out / "comparison.md").read_text().splitlines()) == 7
     assert any("GPTQ" in row[0] for row in table)
-    assert any("in more bits" in row[0] for row in table)
-    assert any("of the groups" in row[0] for row in table)
+    assert any("as more bits" in row[0] for row in table)
+    assert any("GlowQ-S with 50% of the corrections" in row[0] for row in table)
 
 
 def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path, parent: Path, tokens: Dataset):
@@ -95,15 +113,11 @@ def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path, parent: Pat
         Arm.of(changed(tmp_path / "b", {**content, "metrics": silent}))
     with pytest.raises(UserError, match=r"perplexity 2\.0 in one report and 3\.0 in another"):
         settings([arm(1, 1), replace(ARM, figures={**arm(1, 1).figures, "parent_perplexity": 3.0})])
+    with pytest.raises(UserError, match="measured in bfloat16, others in float32"):
+        settings([replace(arm(1, 1), computed_in=kind) for kind in ("float32", "bfloat16")])
 
 
 def changed(directory: Path, content: dict[str, Any]) -> Report:
     directory.mkdir()
     (directory / "report.json").write_text(json.dumps(content))
     return Report(directory)
-
-
-def test_labels_tell_settings_apart():
-    assert Setting((arm(1, 1),)).label == "4 bits, groups of 64, RTN"
-    other = arm(1, 1, grid=(3, 32, True), base="GPTQ", extra="glowq, rank 8")
-    assert Setting((other,)).label == "3 bits, groups of 32, symmetric, GPTQ, glowq, rank 8"
