@@ -22,6 +22,7 @@ STORE ?= .regraft
 
 quickstart: $(VENV)/ready
 	@$(BIN)/regraft run pipelines/quickstart.yaml
+	@echo; echo "regraft is in $(BIN): . $(BIN)/activate"
 
 test: $(VENV)/ready-test
 	@$(BIN)/python -m pytest $(ARGS)

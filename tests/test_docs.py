@@ -71,3 +71,14 @@ def test_commands_in_the_docs_exist(page):
     code = " ".join(re.findall(r"`([^`]+)`", page.read_text()))
     for command in re.findall(r"(?<!\w )\bregraft ([a-z][a-z-]*)\b", code):
         assert command in known, f"{page.name}: regraft {command}"
+
+
+def test_the_readme_names_every_method():
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    named: set[str] = set()
+    for row in rows:
+        family = ""
+        for name in re.findall(r"`([a-z_.]+)`", row.split("|")[1]):
+            family = name.partition(".")[0] or family
+            named.add(name if not name.startswith(".") else family + name)
+    assert set(METHODS) <= named

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
+
+from pipelines.cli.app import app
 
 GOOD = """\
 name: small
@@ -186,3 +189,10 @@ def test_every_method_is_documented(regraft):
 
 def test_an_editor_s_schema_is_printed(regraft):
     assert json.loads(regraft("schema"))["title"] == "regraft pipeline"
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        app(["--version"])
+    assert end.value.code == 0
+    assert re.fullmatch(r"regraft \d+\.\d+\.\d+\n", capsys.readouterr().out)
