@@ -1,7 +1,7 @@
 """Running tools so that nothing they do reaches the caller but an observation: in time, or not at all.
 
-Where this process belongs to a Ray cluster, calls run in an actor that is killed and replaced when one hangs; elsewhere
-each runs in a thread that is left behind. A call that raises, hangs, names no tool or gives the wrong arguments is
+Where this process belongs to a Ray cluster, calls run in an actor, which is replaced when a call hangs or ends it;
+elsewhere each runs in a thread that is left behind. A call that raises, hangs, names no tool or gives the wrong arguments is
 answered with words that a model can act on.
 """
 
@@ -22,6 +22,7 @@ MOST_CHARACTERS: Final = 20_000
 """Of one observation, whatever a tool returns."""
 START_SECONDS: Final = 300
 """In which an actor has to come up, on a busy machine too."""
+_LOST: Final = Observation("Error: the tool's process was lost.", "error")
 
 
 @dataclass
@@ -78,15 +79,13 @@ class Toolbox:
             return []
         self._actor = self._actor or _start_actor(self.tools)
         waiting = [self._actor.run.remote(call) for call in calls]
-        done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=self.timeout)
-        finished = set(done)
-        results = [
-            _fetched(reference) if reference in finished else self._late(call)
-            for reference, call in zip(waiting, calls, strict=True)
-        ]
-        if len(finished) < len(waiting):
+        done, late = ray.wait(waiting, num_returns=len(waiting), timeout=self.timeout)
+        fetched = {reference: _fetched(reference) for reference in done}
+        if late or None in fetched.values():
             self.close()
-        return results
+        return [
+            fetched.get(reference, self._late(call)) or _LOST for reference, call in zip(waiting, calls, strict=True)
+        ]
 
     def _late(self, call: ToolCall) -> Observation:
         return Observation(f"Error: {call.name} did not answer within {self.timeout:g} s.", "timeout")
@@ -106,11 +105,17 @@ class _Tools:
 
 
 def _start_actor(tools: Mapping[str, Tool]) -> Any:
-    """An actor that runs, so that starting one takes no time from a call. Raises StageError when none comes up."""
-    import ray
-    from ray.exceptions import GetTimeoutError
+    """An actor on this node, where the artifacts are, that runs: starting one takes no time from a call.
 
-    actor: Any = ray.remote(num_cpus=0)(_Tools).options(max_concurrency=16).remote(dict(tools))
+    Raises StageError when none comes up.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    kind: Any = ray.remote(num_cpus=0)(_Tools)
+    actor = kind.options(max_concurrency=16, scheduling_strategy=here).remote(dict(tools))
     try:
         ray.get(actor.ready.remote(), timeout=START_SECONDS)
     except GetTimeoutError:
@@ -118,6 +123,8 @@ def _start_actor(tools: Mapping[str, Tool]) -> Any:
         raise StageError(
             f"no process for tools after {START_SECONDS} s", fix="the cluster may be full: retry"
         ) from None
+    except RayError as error:
+        raise StageError(f"the process for tools died as it started: {error}", fix="retry, with more memory") from error
     return actor
 
 
@@ -148,15 +155,15 @@ def _refusal(tools: Mapping[str, Tool], call: ToolCall) -> Observation | None:
     return None
 
 
-def _fetched(reference: Any) -> Observation:
-    """The observation behind a finished call; the actor's own death is one as well."""
+def _fetched(reference: Any) -> Observation | None:
+    """The observation behind a finished call; None where the actor died of this call or another."""
     import ray
     from ray.exceptions import RayError
 
     try:
         return ray.get(reference)
-    except RayError as error:
-        return Observation(f"Error: the tool's process was lost: {type(error).__name__}.", "error")
+    except RayError:
+        return None
 
 
 def _in_ray() -> bool:
