@@ -17,9 +17,11 @@ from stages.agent.handbook.guided import Guided
 from stages.agent.handbook.records import read_handbook, write_handbook
 from stages.agent.handbook.stage import AgentHandbook
 from stages.agent.handbook.writing import NAME_THEM, Room, reflect
-from stages.agent.rollout.engine import Engine, Request, Written
+from stages.agent.rollout.engine import Engine, Request, Sampling, Written
+from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
+from tests.agent.lively import lively
 from tests.agent.schooled import world
 from tests.agent.world import run, talk
 from tests.machine import one_thread as one_thread
@@ -68,6 +70,26 @@ def test_what_a_model_says_is_checked_before_it_is_kept(directory: Path) -> None
     )
     assert found.tokens_read > 4 * 500
     assert max(contexts) < 2500  # markers of the template are spelt out here, the work was cut
+
+
+class Recorded(TransformersEngine):
+    """Remembers what it wrote."""
+
+    def write(self, requests: Sequence[Request]) -> list[Written]:
+        found = super().write(requests)
+        self.texts = [*getattr(self, "texts", []), *(tuple(each.ids) for each in found)]
+        return found
+
+
+def test_how_many_are_reflected_on_side_by_side_decides_nothing(directory: Path) -> None:
+    renderer, model = Renderer(AutoTokenizer.from_pretrained(directory)), lively(directory)
+    work, written = [talk(("assistant", "x"), task=task) for task in "abc"], []
+    for batch in (1, 2, 3):
+        engine = Recorded(model, renderer.stop_id, Sampling())
+        reflect(engine, renderer, work, Room(8, 1500), threshold=0.7, seed=0, batch=batch)
+        written.append(sorted(engine.texts))
+    assert written[0] == written[1] == written[2]
+    assert len(set(written[0])) == 6, "equal work is reflected on differently"
 
 
 def test_a_handbook_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -66,14 +66,15 @@ def reflect(
     batch: int,
     progress: Callable[[float, float, str], None] = lambda *_: None,
 ) -> Finding:
-    """Reflect on every trajectory, `batch` side by side; entries in the order of the trajectories."""
+    """Reflect on every trajectory, `batch` side by side, which decides nothing; entries in their order."""
     found = Finding()
     for start in range(0, len(trajectories), batch):
         part = trajectories[start : start + batch]
         asked = [_opening(renderer, trajectory, room) for trajectory in part]
-        thoughts = _answers(engine, renderer, asked, room.tokens, derived_seed(seed, start, "reflect"), found)
+        seeds = [derived_seed(seed, start + number) for number in range(len(part))]
+        thoughts = _answers(engine, renderer, asked, room.tokens, [derived_seed(s, "reflect") for s in seeds], found)
         asked = [(*a, thought, Message("user", NAME_THEM)) for a, thought in zip(asked, thoughts, strict=True)]
-        lists = _answers(engine, renderer, asked, room.tokens, derived_seed(seed, start, "name"), found)
+        lists = _answers(engine, renderer, asked, room.tokens, [derived_seed(s, "name") for s in seeds], found)
         for trajectory, message in zip(part, lists, strict=True):
             task = Task(trajectory.task, trajectory.question, trajectory.answers, kind=trajectory.kind)
             for behaviour in parse_behaviours(message.content, trajectory.kind):
@@ -97,12 +98,14 @@ def _answers(
     renderer: Renderer,
     asked: Sequence[tuple[Message, ...]],
     max_tokens: int,
-    seed: int,
+    seeds: Sequence[int],
     found: Finding,
 ) -> list[Message]:
     contexts = [renderer.encode(messages, open_turn=True).ids for messages in asked]
     engine.forget()
-    requests = [Request(number, ids, derived_seed(seed, number), max_tokens) for number, ids in enumerate(contexts)]
+    requests = [
+        Request(number, ids, seed, max_tokens) for number, (ids, seed) in enumerate(zip(contexts, seeds, strict=True))
+    ]
     messages = []
     for ids, written in zip(contexts, engine.write(requests), strict=True):
         content = written.ids[:-1] if written.stopped else written.ids
