@@ -12,7 +12,7 @@ from pydantic import Field
 
 from stages.artifacts import Dataset, DatasetCard, Report, write_report
 from stages.errors import UserError
-from stages.source.files import dataset_files, of_one_kind
+from stages.source.files import GZIP, dataset_files, kind_of, of_one_kind
 from stages.source.generated import GENERATED_TEXT, generated_text, is_generated
 from stages.source.licence import card_licence, reference_licence
 from stages.source.locate import HubReference, hub_reference
@@ -84,12 +84,14 @@ class SourceDataset(Stage):
     params: SourceDatasetParams
 
     def sources(self) -> Mapping[str, Source]:
-        """Every file that will be read (one elsewhere with its version), or the hub reference as written."""
+        """Every file that will be read (one elsewhere with its version), or the hub reference as written.
+
+        How a file here is read is part of its name, since it counts by its content.
+        """
         origin = self._origin()
         if not isinstance(origin, list):
             return {"dataset": str(origin)}
-        files = (f"{file.url}@{file.version}" if isinstance(file, RemoteFile) else file for file in origin)
-        return {f"file-{number:05d}": file for number, file in enumerate(files)}
+        return dict(_source(f"file-{number:05d}", file) for number, file in enumerate(origin))
 
     def preflight(self) -> None:
         """Check that the files are there, and that hub parameters come with a hub dataset."""
@@ -226,3 +228,9 @@ class SourceDataset(Stage):
     def _source_name(self) -> str:
         pinned = self.params.dataset.startswith(("hub:", "package:", "generated:")) or "://" in self.params.dataset
         return self.params.dataset if pinned else Path(self.params.dataset).name
+
+
+def _source(name: str, file: Path | RemoteFile) -> tuple[str, Source]:
+    if isinstance(file, RemoteFile):
+        return name, f"{file.url}@{file.version}"
+    return f"{name}{kind_of(file.name)}{GZIP if file.suffix == GZIP else ''}", file

@@ -84,6 +84,14 @@ def test_equal_content_in_another_place_gives_equal_bytes(tmp_path: Path):
     assert written[0] == written[1]
 
 
+def test_how_a_file_is_read_is_part_of_what_it_is(tmp_path: Path):
+    names = ("a.txt", "a.jsonl", "b.jsonl", "a.jsonl.gz")
+    for name in names:
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    keys = [list(SourceDataset(SourceDatasetParams(dataset=str(tmp_path / name))).sources()) for name in names]
+    assert keys == [["file-00000.txt"], ["file-00000.jsonl"], ["file-00000.jsonl"], ["file-00000.jsonl.gz"]]
+
+
 def test_the_packaged_corpus_holds_each_passage_once(tmp_path: Path):
     context = bring(BOOLQ, tmp_path, text_field="passage")
     card = Dataset(context.output("dataset")).card

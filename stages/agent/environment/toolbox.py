@@ -1,8 +1,8 @@
 """Running tools so that nothing they do reaches the caller but an observation: in time, or not at all.
 
 Where this process belongs to a Ray cluster, calls run in an actor, which is replaced when a call hangs or ends it;
-elsewhere each runs in a thread that is left behind. A call that raises, hangs, names no tool or gives the wrong arguments is
-answered with words that a model can act on.
+elsewhere each runs in a thread that is left behind. A call that raises, hangs, names no tool or gives the wrong
+arguments is answered with words that a model can act on.
 """
 
 from __future__ import annotations
