@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stages.artifacts import Dataset
 from stages.proxy.record import Domain, Trained, canonical
+from stages.training.settings import TrainingParameters
 from stages.upcycle.matching import short_name
 
 if TYPE_CHECKING:
@@ -85,9 +86,6 @@ def train_proxy(
     data, validation = context.dataset("data"), _once(context)
     step_tokens = plan.batch_sequences * data.card.sequence_length
     num_steps = math.ceil(params.tokens / step_tokens)
-    settings = params.replaced(learning_rate=plan.learning_rate, batch_sequences=plan.batch_sequences)
-    # A copy, since the parameters refuse what is set here: how often to evaluate follows from the number of steps.
-    settings = settings.model_copy(update={"evaluate_every": max(1, num_steps // evaluations)})
     recipe = ProxyTraining(
         params=params,
         model=context.model("model"),
@@ -99,7 +97,7 @@ def train_proxy(
         results=context.scratch / "evaluations.json",
         out=out,
     )
-    result = run_training(recipe, settings, context)
+    result = run_training(recipe, _training(params, plan, max(1, num_steps // evaluations)), context)
     curve, figures = recipe.curve(), result.figures
     curve[num_steps] = [figures[f"final_{number}"] for number in range(len(validation))]
     initial = [figures[f"initial_{number}"] for number in range(len(validation))]
@@ -118,6 +116,13 @@ def train_proxy(
         domains=_domains(validation, initial, curve),
     )
     return Finished(trained, figures["loss"], int(figures["parameters"]), result.cost)
+
+
+def _training(params: ProxyParameters, plan: Plan, evaluate_every: int) -> TrainingParameters:
+    """What the training loop is told: plain parameters, since those of a proxy refuse `evaluate_every`."""
+    told = params.model_dump(include=set(TrainingParameters.model_fields))
+    told |= {"learning_rate": plan.learning_rate, "batch_sequences": plan.batch_sequences}
+    return TrainingParameters(**{**told, "evaluate_every": evaluate_every})
 
 
 def trained_details(trained: Trained) -> dict[str, Any]:
