@@ -24,7 +24,7 @@ class ProbeParameters(ProxyParameters):
     """The proxy, as for `proxy.train`, and the rates to try. Of the schedule only what the runs to come have counts."""
 
     tokens: Annotated[int, Field(ge=1)] = 200_000
-    """Tokens of each probe, at a constant learning rate."""
+    """Tokens of each probe, at a constant learning rate; rounded up to a multiple of `ratio` steps."""
     run_tokens: Annotated[int, Field(ge=1)] = 2_000_000
     """Tokens of the runs to come."""
     lowest_rate: Annotated[float, Field(gt=0, le=1)] = 3e-6
@@ -78,7 +78,7 @@ class ProxyProbe(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """As for `proxy.train`, and enough steps to compare probes."""
         check_proxy_inputs(self.params, inputs)
-        step_tokens = self.params.batch_sequences * inputs["data"].card.sequence_length
+        step_tokens = self._step_tokens(inputs["data"])
         if self.params.tokens < self.params.ratio * step_tokens:
             raise UserError(
                 f"tokens: {self.params.tokens} is less than {self.params.ratio} steps of {step_tokens} tokens, and a "
@@ -140,7 +140,8 @@ class ProxyProbe(Stage):
         if done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
         own = replace(context, scratch=scratch)
-        constant = self.params.replaced(schedule="constant", warmup_fraction=0.0)
+        tokens = self._num_steps(context) * self._step_tokens(context.dataset("data"))
+        constant = self.params.replaced(schedule="constant", warmup_fraction=0.0, tokens=tokens)
         finished = train_proxy(constant, Plan(rate, 1.0, self.params.batch_sequences), own, self.params.ratio)
         curve = finished.trained.curve
         row = {"rate": rate, "initial": curve[0][1], "early": curve[1][1], "late": curve[-1][1], "curve": curve}
@@ -153,9 +154,16 @@ class ProxyProbe(Stage):
         from stages.training.schedule import LearningRate
 
         params = self.params
-        step_tokens = params.batch_sequences * context.dataset("data").card.sequence_length
-        num_steps = math.ceil(params.run_tokens / step_tokens)
+        num_steps = math.ceil(params.run_tokens / self._step_tokens(context.dataset("data")))
         rate = LearningRate(
             1.0, num_steps, params.schedule, params.warmup_fraction, params.final_fraction, params.decay_fraction
         )
-        return sum(rate.at(step) for step in range(num_steps)) / math.ceil(params.tokens / step_tokens)
+        return sum(rate.at(step) for step in range(num_steps)) / self._num_steps(context)
+
+    def _num_steps(self, context: Context) -> int:
+        """Steps of a probe: a whole number of them comes before the early look."""
+        early = math.ceil(self.params.tokens / (self.params.ratio * self._step_tokens(context.dataset("data"))))
+        return self.params.ratio * early
+
+    def _step_tokens(self, data: Dataset) -> int:
+        return self.params.batch_sequences * data.card.sequence_length

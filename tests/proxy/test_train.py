@@ -224,3 +224,12 @@ def test_the_probe_finds_a_window_and_resumes_finished_probes(given, tmp_path):
     assert details(again) == details(context)
     with pytest.raises(UserError, match="less than 4 steps"):
         run(ProxyProbe, given, tmp_path / "few", **{**quick, "tokens": 3 * 4 * 32})
+
+
+def test_the_early_look_of_a_probe_is_at_its_share_of_the_steps(given, tmp_path):
+    quick = {**QUICK, "tokens": 7 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-5, "run_tokens": 8 * 4 * 32}
+    del quick["learning_rate"]
+    context = run(ProxyProbe, given, tmp_path, **quick, weight_decay=0.0)
+    for row in details(context)["probes"]:
+        assert [step for step, _ in row["curve"]] == [0, 2, 4, 6, 8]
+    assert max(details(context)["drift_error"]) < 0.3
