@@ -28,8 +28,11 @@ _FACTORS, _TERMS = _keys[0] | np.uint64(1), _keys[1]
 
 
 def shingles(text: str) -> np.ndarray:
-    """The set of hashed word 5-grams of `text`, uint64; of a shorter text, one of all its words."""
-    words = hash_words(words_of(text))
+    """The set of hashed word 5-grams of `text`, uint64; of a shorter text, one of all its words.
+
+    Where a text has no words, what stands between white space counts as words.
+    """
+    words = hash_words(words_of(text) or text.split())
     return np.unique(hash_ngrams(words, min(SHINGLE_WORDS, max(1, len(words)))))
 
 

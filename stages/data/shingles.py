@@ -1,7 +1,8 @@
 """Words and their n-grams as 64-bit hashes: what near-duplicates, repetition and contamination are all measured on.
 
-A word is a run of letters, digits and underscores, in lower case; a character of a script without spaces (Chinese,
-Japanese) is a word of its own. Hashes depend on the words alone: not on the process, the machine or the corpus.
+A word is a run of letters with their marks, digits and underscores, in lower case; a character of a script without
+spaces (Chinese, Japanese) is a word of its own. Hashes depend on the words alone: not on the process, the machine or
+the corpus.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Final
 
 import numpy as np
 
+from stages.data.marks import MARKS
+
 _UNSPACED: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]++(?:[{MARKS}]++[^\W{_UNSPACED}]*+)*+")
 REMEMBERED_WORDS: Final = 1_000_000
 """Words whose hashes are kept; then they are forgotten, so that memory does not grow with the corpus."""
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)

@@ -72,6 +72,11 @@ def test_answers():
     assert exact_match("the rolling stones.", ["Rolling Stones"])
     assert not exact_match("", [""])
     assert not exact_match("Stones Rolling", ["Rolling Stones"])
+    assert exact_match("An A.", ["a"]) is exact_match("A", ["B"]) is False
+    assert exact_match("a", ["A"])
+    assert (exact_match("+", ["+"]), exact_match("-", ["+"]), f1("A", ["A"])) == (True, False, 1)
+    assert (normalise("दिल्ली, मुंबई"), normalise("ดี")) == ("दिल्ली मुंबई", "ดี")
+    assert not exact_match("दिली", ["दिल्ली"])
     assert f1("John F Kennedy", ["John Kennedy", "x"]) == pytest.approx(0.8)
     assert (f1("Kennedy John", ["John Kennedy"]), f1("x", ["y"]), f1("", ["y"]), f1("x", [])) == (1, 0, 0, 0)
 

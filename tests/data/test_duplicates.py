@@ -42,6 +42,8 @@ def jaccard(one: str, two: str) -> float:
 def test_ngrams_of_hashes_tell_runs_of_words_apart_and_only_those():
     text = words_of("The cat, the CAT; the dog. 猫が好き")
     assert text == ["the", "cat", "the", "cat", "the", "dog", "猫", "が", "好", "き"]
+    assert words_of("हिन्दी में, தமிழ் ดี") == ["हिन्दी", "में", "தமிழ்", "ดี"]
+    assert words_of("❤️ x") == ["x"], "a mark without a letter is no word"
     hashes = hash_ngrams(hash_words(text), 2)
     runs = [tuple(text[start : start + 2]) for start in range(len(text) - 1)]
     assert len(set(hashes.tolist())) == len(set(runs))
@@ -147,6 +149,13 @@ def test_the_sample_says_which_document_it_resembles(tmp_path: Path):
     _, drops = united(texts, tmp_path)
     (sample,) = drops.samples["near_duplicates"]
     assert {sample.where, sample.why.removeprefix("resembles ")} == {f"shard-00000.parquet row {row}" for row in (0, 1)}
+
+
+def test_documents_without_words_resemble_none(tmp_path: Path):
+    texts = ["…", "!!!", "* * *", "—", "five words of plain text"]
+    kept, drops = united([*texts, "!!!"], tmp_path, exact=False)
+    assert sorted(kept) == sorted(texts)
+    assert dict(drops.counts) == {"near_duplicates": 1}
 
 
 def test_without_similarity_only_equal_documents_go(tmp_path: Path):
