@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from stages.artifacts import Report
@@ -14,6 +16,7 @@ from stages.proxy.agreement import spearman
 from stages.proxy.judged_table import JudgedTable, judge_table
 from stages.proxy.rank import RankParameters
 from stages.proxy.ranking import Agreement, tuned
+from stages.proxy.record import Trained
 from stages.proxy.table import read_tables, siblings
 
 
@@ -120,14 +123,21 @@ def _targets(proxies: Sequence[Report], larger: Sequence[Report]) -> list[dict[s
         return []
     tables = read_tables(larger)
     read_tables([proxies[0], larger[0]])  # refuses other domains
-    sizes = sorted({table.first.parameters for table in tables})
-    if len(sizes) > 1:
+    if varied := _varied([table.first for table in tables]):
+        told = ", ".join(f"{name} ({' and '.join(values)})" for name, values in varied.items())
         raise UserError(
-            f"the larger runs have {' and '.join(map(str, sizes))} parameters (no embeddings), expected one size",
+            f"the larger runs differ in {told}, expected one model and budget",
             where="larger",
-            fix="give the runs of one model; their learning rates may differ, the best of each recipe counts",
+            fix="give runs that differ in recipe, learning rate, batch and seed alone: the best of each recipe counts",
         )
     return [tuned(tables), *(tuned(tables, number) for number in range(len(tables[0].first.domains)))]
+
+
+def _varied(runs: Sequence[Trained]) -> dict[str, list[str]]:
+    """What the runs do not have in common beside learning rate and batch, with its values."""
+    known = [{"parameters": run.parameters, "tokens": run.tokens, **json.loads(run.setting)} for run in runs]
+    values = {name: sorted({json.dumps(each.get(name)) for each in known}) for name in chain(*known)}
+    return {name: found for name, found in values.items() if len(found) > 1}
 
 
 def _agreement_figures(found: Agreement, suffix: str) -> dict[str, float]:

@@ -175,8 +175,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match="measured on domain 0"):
         rank(tmp_path / "b", [*matrix(), trained("odd", 3.0)])
     sizes = [*matrix(seeds=1, parameters=8000), *matrix(seeds=1, parameters=9000)]
-    with pytest.raises(UserError, match="8000 and 9000 parameters"):
+    with pytest.raises(UserError, match=r"differ in parameters \(8000 and 9000\), expected one model"):
         rank(tmp_path / "c", matrix(), sizes)
+    budgets = [*matrix(seeds=1, tokens=1000), *matrix(seeds=1, tokens=2000, learning_rate=1e-3)]
+    with pytest.raises(UserError, match=r"differ in tokens \(1000 and 2000\), expected one model and budget"):
+        rank(tmp_path / "d", matrix(), budgets)
+    schedules = [matrix(seeds=1, setting=f'{{"schedule":"{name}"}}') for name in ("wsd", "cosine")]
+    with pytest.raises(UserError, match=r'differ in schedule \("cosine" and "wsd"\)'):
+        rank(tmp_path / "e", matrix(), [*schedules[0], *schedules[1]])
     write_report(tmp_path / "other", "Perplexity", {}, {})
     with pytest.raises(UserError, match="not that of a proxy: 'Perplexity'"):
         run(ProxyRank, {"proxies": [Report(tmp_path / "other")]}, tmp_path)
