@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import Field
 
 from stages.artifacts import Model, Report, write_report
 from stages.errors import UserError
+from stages.proxy.sizes import is_counted
+from stages.source.weights import weight_files
 from stages.stage import Context, Input, Output, Parameters, Stage
 
 
@@ -101,21 +104,16 @@ def law_of(report: Report) -> Any:
 
 def count_parameters(directory: Path) -> int:
     """Parameters outside the embeddings of a model, from the headers of its safetensors files."""
-    shapes = [item for file in sorted(directory.glob("*.safetensors")) for item in _shapes(file)]
+    shapes = [item for file in weight_files(directory) for item in _shapes(file)]
     if not shapes:
         raise UserError(f"{directory} has no safetensors to count", where="model", fix="give `parameters` instead")
-    return sum(size for name, size in shapes if not name.endswith(("embed_tokens.weight", "lm_head.weight")))
+    return sum(math.prod(shape) for name, shape in shapes if is_counted(name, shape))
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, int]]:
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
     with file.open("rb") as stream:
         header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            size = 1
-            for extent in entry["shape"]:
-                size *= extent
-            yield name, size
+    yield from ((name, entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _warning(name: str, value: float, allowed: tuple[float, float], extrapolate: bool) -> str:

@@ -18,12 +18,10 @@ from stages.data.windows import TokenWindows
 from stages.evaluate.matching import text_config
 from stages.proxy.precision import require_float32_masters
 from stages.proxy.settings import ProxyParameters
+from stages.proxy.sizes import is_counted
 from stages.training.cross_entropy import cross_entropy
 from stages.training.recipe import Batch, Loss, Worker
 from stages.training.windows import WindowRecipe
-
-EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
-"""Ends of the names of parameters that do not count as the size of a model."""
 
 
 def new_llama(params: ProxyParameters, source: Model, max_positions: int, seed: int) -> LlamaForCausalLM:
@@ -53,7 +51,7 @@ def spread(windows: TokenWindows, limit: int) -> Tensor:
 
 def non_embedding_parameters(model: nn.Module) -> int:
     """Parameters outside the embeddings, shared ones once."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(EMBEDDINGS))
+    return sum(p.numel() for name, p in model.named_parameters() if is_counted(name, p.shape))
 
 
 @dataclass

@@ -23,6 +23,7 @@ from grafts.loader import copy_tokenizer, load_gguf, save_model, save_tokenizer
 from stages.artifacts import write_json
 from stages.errors import UserError
 from stages.source.locate import nearest
+from stages.source.weights import INDEX, WHOLE, weight_files
 
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -59,7 +60,7 @@ def convert_directory(
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     _require_known_architecture(source, config, trust_remote_code)
     wanted = None if "quantization_config" in config else DTYPES[dtype]
-    shards = sorted(source.glob("*.safetensors"))
+    shards = weight_files(source)
     for done, shard in enumerate(shards):
         progress(done, len(shards), "shards")
         try:
@@ -76,13 +77,13 @@ def convert_directory(
 
 
 def count(directory: Path) -> Counts:
-    """Parameters and bytes of the safetensors shards in `directory`, from their headers alone."""
-    num_parameters = 0
-    for shard in directory.glob("*.safetensors"):
+    """Parameters and bytes of the safetensors model in `directory`, from the headers of its shards alone."""
+    num_parameters, shards = 0, weight_files(directory)
+    for shard in shards:
         with safe_open(shard, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
                 num_parameters += torch.Size(tensors.get_slice(name).get_shape()).numel()
-    return Counts(num_parameters, sum(shard.stat().st_size for shard in directory.glob("*.safetensors")))
+    return Counts(num_parameters, sum(shard.stat().st_size for shard in shards))
 
 
 def _convert_shard(source: Path, target: Path, dtype: torch.dtype | None) -> None:
@@ -104,9 +105,9 @@ def _write_config(config: dict[str, Any], directory: Path, dtype: str | None) ->
 
 
 def _write_index(source: Path, directory: Path) -> None:
-    """The index of the shards, with the sizes they have now; a single shard may have none."""
-    file = source / "model.safetensors.index.json"
-    if file.exists():
+    """The index of the shards, with the sizes they have now; a single shard has none."""
+    file = source / INDEX
+    if file.exists() and not (source / WHOLE).exists():
         index = json.loads(file.read_text(encoding="utf-8"))
         counted = count(directory)
         index["metadata"] = {"total_size": counted.num_bytes, "total_parameters": counted.num_parameters}

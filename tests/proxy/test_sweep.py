@@ -62,6 +62,32 @@ def test_the_size_comes_from_a_model_without_its_embeddings(tmp_path):
         run(ProxyStepLaw, {"model": Model(model)}, tmp_path, tokens=1, parameters=5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_the_size_leaves_out_the_embeddings_and_masks_of_other_families(tmp_path, family):
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+
+    from stages.proxy.training import non_embedding_parameters
+
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {
+        "gpt2": GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32),
+        "gpt_neox": GPTNeoXConfig(**shape, intermediate_size=32, max_position_embeddings=32),
+    }[family]
+    model = AutoModelForCausalLM.from_config(config)
+    embeddings = {id(part.weight): part.weight for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    wanted = model.num_parameters() - sum(each.numel() for each in {**embeddings, id(head): head}.values())
+    model.save_pretrained(tmp_path)
+    assert count_parameters(tmp_path) == non_embedding_parameters(model) == wanted
+    tensors, file = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    start = {"gpt2": "transformer.h.0.attn", "gpt_neox": "gpt_neox.layers.0.attention"}[family]
+    masks = {f"{start}.bias": torch.ones(1, 1, 32, 32), f"{start}.masked_bias": torch.tensor(-1e4)}
+    save_file({**tensors, **masks, f"{start}.rotary_emb.inv_freq": torch.ones(4)}, file)
+    assert count_parameters(tmp_path) == wanted
+
+
 def planted_cells(noise: float, seed: int = 0) -> list[Cell]:
     rng = np.random.default_rng(seed)
     return [

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grafts.loader import load_model, save_model
 from stages.errors import StageError, UserError
+from stages.proxy.step_law import count_parameters
+from stages.proxy.training import non_embedding_parameters
 from stages.source.model import SourceModel, SourceModelParams
 from stages.stage import Context
 from tests.source.hub import COMMIT, serve
@@ -76,6 +78,30 @@ def test_shards_are_converted_one_by_one_with_their_index(tmp_path: Path):
     assert index["metadata"]["total_parameters"] == model.num_parameters()
     assert set(index["weight_map"].values()) == {shard.name for shard in out.glob("*.safetensors")}
     assert load_model(out, dtype=torch.bfloat16).num_parameters() == model.num_parameters()
+
+
+def test_weights_that_lie_beside_the_model_are_none_of_it(tmp_path: Path):
+    source = tiny_model(tmp_path / "source")
+    model = load_model(source, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    for number, directory in enumerate((source, tmp_path / "sharded")):
+        (directory / "consolidated.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+        context = bring(directory, tmp_path / str(number))
+        assert not (context.output("model") / "consolidated.safetensors").exists()
+        assert context.results["parameters"] == model.num_parameters()
+        assert count_parameters(directory) == non_embedding_parameters(model)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path):
+    model = load_model(tiny_model(tmp_path / "source"), dtype=torch.float32)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    gone, *_ = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    gone.unlink()
+    with pytest.raises(UserError, match=f"1 of them are missing: {gone.name}"):
+        bring(tmp_path / "sharded", tmp_path / "to")
+    (tmp_path / "sharded/model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json is damaged: KeyError"):
+        bring(tmp_path / "sharded", tmp_path / "to")
 
 
 def test_the_packaged_model_arrives_as_plain_safetensors(tmp_path: Path):
