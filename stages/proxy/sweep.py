@@ -61,7 +61,10 @@ class ProxySweep(Stage):
 
         runs, params = [Trained.of(report) for report in context.inputs["proxies"]], self.params
         swept, first = Swept.of(runs), runs[0]
-        fit = fit_sweep(swept, params.best_share, params.confidence, params.bootstrap, context.seed)
+        try:
+            fit = fit_sweep(swept, params.best_share, params.confidence, params.bootstrap, context.seed)
+        except ValueError as error:
+            raise UserError(str(error), where="proxies", fix="sweep a grid: 3 rates by 3 batches or more") from error
         if not fit.figures["inside"]:
             context.say("the optimum is on the edge of the sweep: widen it there")
         length = json.loads(first.setting)["sequence_length"]

@@ -202,6 +202,10 @@ def test_what_is_no_sweep_is_refused(tmp_path):
         run(ProxySweep, {"proxies": reports(tmp_path / "a", mixed)}, tmp_path)
     with pytest.raises(UserError, match="3 learning rates and 1 batches in 3 points"):
         run(ProxySweep, {"proxies": reports(tmp_path / "b", planted_sweep((1e-4, 4e-4, 1e-3), (16,)))}, tmp_path)
+    cross = [*planted_sweep((1e-4, 4e-4, 1e-3, 4e-3, 1e-2), (16,)), *planted_sweep((1e-3,), (4, 64))]
+    with pytest.raises(UserError, match="7 points do not decide a quadratic of 2 axes") as raised:
+        run(ProxySweep, {"proxies": reports(tmp_path / "c", cross)}, tmp_path)
+    assert "sweep a grid" in raised.value.fix
 
 
 def flow(rates, ratio, noise_from):
