@@ -24,6 +24,7 @@ from stages.data.reading import fault_of
 from stages.errors import UserError
 from stages.source.files import GZIP, kind_of
 from stages.source.hub import endpoint, refused, require_pinned, transport_errors, unreachable
+from stages.source.licence import declared_licence
 from stages.source.locate import HubReference, listing, nearest
 
 
@@ -97,8 +98,7 @@ def hub_licence(reference: HubReference) -> str:
         raise refused(reference, error) from error
     except transport_errors() as error:
         raise unreachable(reference, error) from error
-    declared = card.get("license") if card else None
-    return ", ".join(declared) if isinstance(declared, list) else declared or ""
+    return declared_licence(card.to_dict()) if card else ""
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[Document]:

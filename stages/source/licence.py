@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from stages.source.locate import package_licence
 
@@ -25,9 +29,18 @@ def card_licence(folder: Path) -> str:
     file = folder / "README.md"
     if not file.is_file():
         return ""
-    header = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
-    found = re.search(r"^licen[sc]e:\s*['\"]?([^'\"\n]+)", header.group(1), re.MULTILINE) if header else None
-    return found.group(1).strip() if found else ""
+    header = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        fields = yaml.safe_load(header.group(1)) if header else None
+    except yaml.YAMLError:
+        return ""
+    return declared_licence(fields) if isinstance(fields, dict) else ""
+
+
+def declared_licence(fields: Mapping[str, Any]) -> str:
+    """The licence in the fields of a card, several as one text; "" without one."""
+    declared = fields.get("license") or fields.get("licence") or ""
+    return ", ".join(map(str, declared)) if isinstance(declared, list) else str(declared)
 
 
 def gguf_licence(file: Path) -> str:

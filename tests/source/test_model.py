@@ -13,6 +13,7 @@ from grafts.loader import load_model, save_model
 from stages.errors import StageError, UserError
 from stages.proxy.step_law import count_parameters
 from stages.proxy.training import non_embedding_parameters
+from stages.source.licence import card_licence
 from stages.source.model import SourceModel, SourceModelParams
 from stages.stage import Context
 from tests.source.hub import COMMIT, serve
@@ -46,6 +47,23 @@ def test_a_local_directory_keeps_its_weights(tmp_path: Path):
     assert report["details"] == {"source": "source", "licence": "cc-by-4.0", "dtype": "float32"}
     assert context.results["parameters"] == sum(tensor.numel() for tensor in before.values())
     assert context.results["bytes"] == (context.output("model") / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (b"---\nlicense:\n- cc-by-sa-3.0\n- gfdl\n---\n", "cc-by-sa-3.0, gfdl"),
+        (b"---\nlicense:\nlanguage: en\n---\n", ""),
+        (b"---\nlicence: 'mit' # as ever\n---\n", "mit"),
+        (b"---\nlicense: [mit\n---\n", ""),
+        (b"---\n- license\n---\n", ""),
+        ("---\nauthor: Größer\nlicense: mit\n---\n".encode("latin-1"), "mit"),
+        (b"license: mit", ""),
+    ],
+)
+def test_the_licence_is_read_as_yaml(tmp_path: Path, card: bytes, licence: str):
+    (tmp_path / "README.md").write_bytes(card)
+    assert card_licence(tmp_path) == licence
 
 
 def test_only_the_type_of_the_weights_changes(tmp_path: Path):
