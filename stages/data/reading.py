@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,15 @@ def read_texts(shard: Path, row_group: int | None = None, first_row: int = 0) ->
             f"{shard} cannot be read at row {number}: {str(error).strip().splitlines()[0]}",
             fix="the shard is damaged; run `regraft verify`, and make the dataset again",
         ) from None
+
+
+def read_documents(shards: Iterable[Path]) -> Iterator[str]:
+    """The documents of `shards`, "" for a null. Raises UserError for a shard or a row that cannot be read."""
+    for shard in shards:
+        for row in chain.from_iterable(read_texts(shard)):
+            if row.fault:
+                raise UserError(f"{shard} row {row.number} is {row.fault}", fix="remove the row, or mend its encoding")
+            yield row.text or ""
 
 
 def row_groups(shard: Path) -> list[int]:

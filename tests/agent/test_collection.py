@@ -128,6 +128,16 @@ def test_nothing_to_index_is_refused(tmp_path):
         run(AgentIndex, {"text": text_dataset(tmp_path / "t", ())}, tmp_path)
 
 
+def test_a_damaged_shard_and_a_binary_row_are_named(tmp_path):
+    text = text_dataset(tmp_path / "t", ("one", "\x00"))
+    with pytest.raises(UserError, match=r"shard-00000\.parquet row 1 is binary"):
+        run(AgentIndex, {"text": text}, tmp_path)
+    (shard,) = text.shards
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"shard-00000\.parquet cannot be read"):
+        run(AgentIndex, {"text": text}, tmp_path)
+
+
 def test_questions_without_answers_are_refused(tmp_path, index):
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -119,11 +119,6 @@ def write_documents(directory: Path, documents: Iterable[tuple[str, str]], **abo
     _write(directory, "text", _DOCUMENTS, rows, (row["text"] for row in rows), about)
 
 
-def read_texts(dataset: Dataset) -> Iterator[str]:
-    """The documents of a `text` dataset."""
-    return (row["text"] or "" for row in _rows(dataset))
-
-
 def _trajectory(number: int, row: Mapping[str, Any]) -> Trajectory:
     return Trajectory(
         task=row.get("task") or str(number),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
@@ -70,10 +71,8 @@ class AgentIndex(Stage):
         write_report(context.output("report"), "Index", context.results, {"parameters": self.params.identity()})
 
     def _documents(self, source: Dataset) -> Iterator[tuple[str, str]]:
-        from stages.agent.conversation.records import read_texts
         from stages.agent.environment.collection import split_title
+        from stages.data.reading import read_documents
 
-        for number, text in enumerate(read_texts(source)):
-            if number == self.params.limit:
-                return
+        for text in islice(read_documents(source.shards), self.params.limit):
             yield split_title(text, self.params.title_separator)
