@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+from stages.training.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from stages.artifacts import Dataset
-
-IGNORED = -100
-"""Label of a position that is not learnt: the start, the prompt, and what fills up."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.data.private_examples import IGNORED, Examples, Prompt
+from stages.data.private_examples import Examples, Prompt
 from stages.errors import StoppedError
+from stages.training.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,12 +16,12 @@ from grafts.loader import load_model
 from stages.agent.conversation.messages import ToolCall, write_turn
 from stages.agent.conversation.records import read_trajectories, write_trajectories
 from stages.agent.conversation.rendering import PLAIN_TEMPLATE, load_renderer
-from stages.agent.sft.packing import IGNORED, Conversation, Packed, pack, place
+from stages.agent.sft.packing import Conversation, Packed, pack, place
 from stages.agent.sft.recipe import Lora, as_batch, predict, with_lora
 from stages.agent.sft.stage import AgentSft
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
-from stages.training.cross_entropy import naive
+from stages.training.cross_entropy import IGNORED, naive
 from tests.agent.world import run, talk
 from tests.tiny import tiny_model
 

@@ -22,9 +22,10 @@ pytest.importorskip("opacus")
 
 from stages.data import private_accounting, private_training
 from stages.data.private_accounting import account, noise_for, sampling_rate, spent
-from stages.data.private_examples import IGNORED, encode, make_prompts
+from stages.data.private_examples import encode, make_prompts
 from stages.data.private_training import Plan, adapted, document_losses, sample, train_privately
 from stages.data.synthesize_private import SynthesizePrivate, SynthesizePrivateParameters
+from stages.training.cross_entropy import IGNORED
 
 QUICK = {"steps": 3, "batch_documents": 8, "documents": 6, "sequence_length": 24, "rank": 2, "micro_batch": 4}
 

@@ -1,4 +1,4 @@
-"""Conversations as rows for training: ids, labels where the assistant speaks, positions that start again. Numpy only.
+"""Conversations as rows for training: ids, labels where the assistant speaks, positions that start again.
 
 Conversations are never cut: each lies whole in one row, beside others while they fit (first fit, longest first). The
 positions tell attention where one ends and the next begins.
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
-IGNORED: Final = -100
-"""Label of a token that is no target."""
+from stages.training.cross_entropy import IGNORED
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ class AgentSft(Stage):
     def _pack(self, context: Context, name: str, renderer: Renderer) -> tuple[Packed, dict[str, float]]:
         """Write the rows of an input; with them some figures of it."""
         from stages.agent.conversation.records import read_trajectories
-        from stages.agent.sft.packing import IGNORED, Conversation, pack
+        from stages.agent.sft.packing import Conversation, pack
+        from stages.training.cross_entropy import IGNORED
 
         encoded = [renderer.encode(found.messages) for found in read_trajectories(context.dataset(name))]
         fit = [Conversation(e.ids, e.loss_mask()) for e in encoded if len(e.ids) <= self.params.window]
