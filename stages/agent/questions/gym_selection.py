@@ -12,7 +12,7 @@ from stages.agent.environment.base import Task
 from stages.agent.environment.episodes import prove
 from stages.agent.environment.gym.environment import GymEnvironment
 from stages.agent.environment.toolbox import Toolbox
-from stages.agent.questions.selection import SAMPLES, is_heldout
+from stages.agent.questions.selection import SAMPLES, digest, is_heldout
 from stages.agent.rollout.rollouts import derived_seed
 from stages.errors import StageError, UserError
 
@@ -69,9 +69,9 @@ class GymSelection:
         return False
 
     def split(self, heldout_fraction: float) -> dict[str, list[Task]]:
-        """The kept tasks as `train` and `heldout`, by the text of the question alone."""
+        """The kept tasks as `train` and `heldout`, by the question alone, kinds mixed: the first ones are a sample."""
         sides: dict[str, list[Task]] = {"train": [], "heldout": []}
-        for task in self.kept:
+        for task in sorted(self.kept, key=lambda task: digest(task.question)):
             sides["heldout" if is_heldout(task.question, heldout_fraction) else "train"].append(task)
         return sides
 

@@ -43,7 +43,7 @@ class Selection:
     def split(self, heldout_fraction: float) -> dict[str, list[Draft]]:
         """The kept drafts as `train` and `heldout`, kinds mixed: the first ones of either are a sample of it."""
         sides: dict[str, list[Draft]] = {"train": [], "heldout": []}
-        for draft in sorted(self.kept, key=lambda draft: _digest(draft.question)):
+        for draft in sorted(self.kept, key=lambda draft: digest(draft.question)):
             sides["heldout" if is_heldout(draft.subject, heldout_fraction) else "train"].append(draft)
         return sides
 
@@ -76,10 +76,11 @@ class Selection:
 
 def is_heldout(subject: str, fraction: float) -> bool:
     """Which side a subject is on: by its name alone, whatever else is asked, with whatever seed."""
-    return int(_digest(subject)[:8], 16) < fraction * 16**8
+    return int(digest(subject)[:8], 16) < fraction * 16**8
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """SHA-256 in hexadecimal: an order in which nothing stands together."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
