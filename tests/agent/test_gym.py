@@ -107,3 +107,13 @@ def test_an_agent_is_evaluated_and_trained_without_an_index(made: Path, tmp_path
     found = read_trajectories(Dataset(tmp_path / "learn/out/rollouts"))
     assert len(found) == 4
     assert {one.kind for one in found} <= set(TASKS)
+    gains = run(AgentLearn, inputs, tmp_path / "gains", precision="fp32", **{**learn, "credit": "igpo"})
+    said = [event.get("text", "") for event in gains.events]  # type: ignore[attr-defined]
+    assert any("credit: igpo counts what tools reveal" in text for text in said)
+    with pytest.raises(UserError, match="gain_tools: 'visit', which is no tool of the environment"):
+        run(AgentLearn, inputs, tmp_path / "tools", **{**learn, "credit": "igpo", "gain_tools": ("visit",)})
+
+
+def test_the_first_tasks_are_a_sample_of_all(environment: GymEnvironment) -> None:
+    kinds = [task.kind for task in environment.tasks]
+    assert sorted(kinds) != kinds != sorted(kinds, reverse=True)

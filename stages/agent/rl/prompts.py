@@ -1,4 +1,4 @@
-"""Which tasks a policy can be asked, given the room it has."""
+"""Which tasks a policy can be asked, given the room it has, and whether the environment has what it earns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from stages.agent.conversation.messages import write_turn
 from stages.agent.conversation.rendering import Renderer
 from stages.agent.environment.base import Environment, Task
 from stages.errors import UserError
+from stages.source.locate import listing, nearest
 
 if TYPE_CHECKING:
+    from stages.agent.rl.rules import CreditRule
     from stages.agent.rl.settings import PolicyParameters
     from stages.training.recipe import Worker
 
@@ -31,6 +33,21 @@ def fitting(environment: Environment, renderer: Renderer, params: PolicyParamete
         text = f"{len(needed) - len(tasks)} of {len(needed)} questions do not fit into the window: left out"
         worker.emit({"event": "message", "text": text})
     return tasks
+
+
+def check_gains(environment: Environment, rule: CreditRule, worker: Worker) -> None:
+    """Say where gains are asked for and there are no tools. Raises UserError for `gain_tools` that there are not."""
+    if not rule.scores:
+        return
+    for name in rule.gain_tools or ():
+        if name not in environment.tools:
+            raise UserError(
+                f"gain_tools: {name!r}, which is no tool of the environment{nearest(name, environment.tools)}",
+                fix=f"choose among {listing(list(environment.tools)) or 'none, for it has no tools'}",
+            )
+    if not environment.tools and worker.rank == 0:
+        text = f"credit: {rule.credit} counts what tools reveal, and the environment has none: `outcome` is simpler"
+        worker.emit({"event": "message", "text": text})
 
 
 def _needed(environment: Environment, renderer: Renderer, params: PolicyParameters, task: Task) -> int:

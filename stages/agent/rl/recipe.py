@@ -27,7 +27,7 @@ from stages.agent.rl.curves import curves_of, summary
 from stages.agent.rl.experience import Diary, Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rl.losses import stale, token_loss
-from stages.agent.rl.prompts import fitting
+from stages.agent.rl.prompts import check_gains, fitting
 from stages.agent.rl.sets import Here, Sets, SetWriter
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
@@ -66,9 +66,10 @@ class AgentLearning(Recipe):
         """The environment, open, and the reference where the loss asks for one."""
         renderer = load_renderer(self.model)
         environment = self.environment()
+        check_gains(environment, self.params.credit_rule, worker)
         tasks = fitting(environment, renderer, self.params, worker)
         reference = self._load(self.reference, worker).requires_grad_(False) if self.params.kl_weight else None
-        tools = Toolbox(environment.tools, self.params.tool_timeout)
+        tools = Toolbox(environment.tools, self.params.tool_seconds)
         return Collector(environment, tasks, tools, renderer, reference, self.params, self.seed, worker)
 
     def policy(self, worker: Worker) -> PreTrainedModel:

@@ -72,7 +72,7 @@ class PolicyParameters(Parameters):
     """Rollouts in one forward pass of an update: lower it when memory runs out."""
     rollout_batch: Annotated[int, Field(ge=1), EXECUTION] = 32
     """Rollouts written side by side by one worker."""
-    tool_timeout: Annotated[float, Field(gt=0), EXECUTION] = 30
+    tool_seconds: Annotated[float, Field(gt=0), EXECUTION] = 30
     """Seconds that tools may take."""
     zero_stage: Annotated[int, Field(ge=0, le=2), EXECUTION] = 0
     """What workers share out, not copy: 1 optimiser state, 2 and gradients. Weights shared out could not generate."""
