@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_how_many_are_reflected_on_side_by_side_decides_nothing(directory: Path)
         written.append(sorted(engine.texts))
     assert written[0] == written[1] == written[2]
     assert len(set(written[0])) == 6, "equal work is reflected on differently"
+
+
+def test_a_window_without_room_for_the_work_is_refused(directory: Path, tmp_path: Path) -> None:
+    write_trajectories(_made(tmp_path / "work"), [talk(("assistant", "x"))])
+    inputs = {"model": Model(directory), "trajectories": Dataset(tmp_path / "work")}
+    with pytest.raises(UserError, match="window: 512 is filled by two answers of 256 tokens"):
+        run(AgentHandbook, inputs, tmp_path / "filled", window=512, tokens=256)
+    with pytest.raises(UserError, match=r"window: 512 leaves -?\d+ tokens for the work .* expected 64") as raised:
+        run(AgentHandbook, inputs, tmp_path / "nearly", window=512, tokens=250, dtype="float32")
+    window = int(raised.value.fix.split()[3])
+    run(AgentHandbook, inputs, tmp_path / "enough", window=window, tokens=250, dtype="float32")
+
+
+def test_a_model_without_a_tokenizer_is_refused(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        AgentHandbook(AgentHandbook.Params()).check({"model": Model(tmp_path / "model")})
 
 
 def test_a_handbook_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -167,6 +167,13 @@ def test_the_stage_splits_topics_and_balances(library: Library, tmp_path: Path) 
     assert "## Sources" in details["sample"]
 
 
+def test_without_a_share_there_are_no_exercises(library: Library, tmp_path: Path) -> None:
+    inputs = {"index": library["index"], "topics": library["train"]}
+    context = run(AgentReportExpert, inputs, tmp_path, exercise_share=0)
+    assert Dataset(tmp_path / "out/exercises").card.num_rows == context.results["exercises"] == 0
+    assert context.results["steps"] > 0
+
+
 def test_without_room_for_a_draft_there_is_nothing_to_learn(tmp_path: Path) -> None:
     library = open_library(tmp_path, actions=3)
     num = len(read_topics(library["train"]))

@@ -6,6 +6,7 @@ The pupil is tiny, learns the expert's steps by heart, and then writes reports a
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from grafts.loader import load_model, save_model
 from stages.agent.conversation.records import read_trajectories
 from stages.agent.conversation.rendering import Renderer, load_renderer
 from stages.agent.environment.toolbox import Toolbox
+from stages.agent.report.expert_stage import AgentReportExpert
 from stages.agent.report.rl_stage import AgentReportLearn, ReportLearningParameters
 from stages.agent.report.stage import AgentReport
 from stages.agent.report.worlds import open_reports
@@ -50,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Index, topics, steps, exercises, and the pupil."""
     directory = tmp_path_factory.mktemp("school")
     library = open_library(directory)
-    found = {**library, **schooling(library, directory, exercise_share=0, balance=99)}
+    found = {**library, **schooling(library, directory, exercise_share=1e-9, balance=99)}
     tokenizer = tokenizer_of([one.messages for one in read_trajectories(found["steps"])])
     tokenizer.save_pretrained(directory / "newborn")
     save_model(newborn(len(tokenizer)), directory / "newborn", tokenizer_from=None)
@@ -253,5 +255,11 @@ def test_what_it_cannot_learn_from_is_refused(inputs: dict[str, Any], tmp_path: 
         report(inputs, tmp_path, "exercises")
     with pytest.raises(UserError, match="exceeds the model's context of 768"):
         report(inputs, tmp_path, window=1000)
-    with pytest.raises(UserError, match="reads 768 tokens at most"):
+    with pytest.raises(UserError, match="exceeds the model's context of 768"):
         learn(inputs, tmp_path, inputs["train"], window=1000)
+    shutil.copytree(inputs["model"].path, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    judge, given = Model(tmp_path / "model"), {"model": inputs["model"], "index": inputs["index"]}
+    stages = ((AgentReport, "topics", ROOM), (AgentReportLearn, "tasks", ROOM), (AgentReportExpert, "topics", {}))
+    for stage, asked, room in stages:
+        with pytest.raises(UserError, match=r"^judge: .* has no tokenizer\.json"):
+            run(stage, {**given, asked: inputs["train"], "judge": judge}, tmp_path, **room)

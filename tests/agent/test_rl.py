@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,20 @@ def test_a_window_too_small_for_the_questions_is_refused(inputs: dict[str, Any],
 
 
 def test_a_window_beyond_the_model_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="reads 768 tokens"):
+    with pytest.raises(UserError, match="exceeds the model's context of 768"):
         learn(inputs, tmp_path, window=1024)
+
+
+def test_a_model_without_a_tokenizer_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(inputs["model"].path, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        learn({**inputs, "model": Model(tmp_path / "model")}, tmp_path)
+
+
+def test_tools_of_a_gain_that_there_are_not_are_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'vist', which is no tool of the environment; did you mean 'visit'") as raised:
+        learn(inputs, tmp_path, gain_tools=("search", "vist"))
+    assert "search, visit" in raised.value.fix
 
 
 @pytest.mark.parametrize(("answer", "problem"), [(" ", "is empty"), ("<answer>x", "cannot be scored")])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from stages.agent.conversation.room import require_room
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
@@ -61,11 +61,12 @@ class AgentHandbook(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A window that the model reads, with room for something to reflect on."""
-        longest = text_config(inputs["model"].config).get("max_position_embeddings")
-        if longest is not None and self.params.window > longest:
+        require_room(inputs["model"], self.params.window)
+        if self.params.window <= 2 * self.params.tokens:
             raise UserError(
-                f"window: {self.params.window}, but the model reads {longest} tokens at most",
-                fix=f"set `window: {longest}` or less",
+                f"window: {self.params.window} is filled by two answers of {self.params.tokens} tokens, and leaves no "
+                "room for the work that is reflected on",
+                fix=f"set window to more than {2 * self.params.tokens}, or lower tokens",
             )
 
     def run(self, context: Context) -> None:

@@ -12,6 +12,7 @@ from stages.agent.environment.base import Task
 from stages.agent.handbook.entries import Behaviour, Handbook, Rejection, parse_behaviours, rejection
 from stages.agent.rollout.engine import Engine, Request
 from stages.agent.rollout.rollouts import derived_seed
+from stages.errors import UserError
 
 REFLECT: Final = (
     "Below is how an assistant worked on a question with tools. Reflect on it: was the answer right, which steps were "
@@ -23,6 +24,9 @@ NAME_THEM: Final = (
     "behavior_<short_name>: one sentence that says what to do and when\n"
     "Leave out names, numbers and anything else that belongs to this question alone."
 )
+
+LEAST_WORK: Final = 64
+"""Tokens of work below which there is nothing to reflect on."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,21 @@ def reflect(
 
 
 def _opening(renderer: Renderer, trajectory: Trajectory, room: Room) -> tuple[Message, ...]:
-    """The request to reflect, with as much of the work, from its beginning, as leaves room for both answers."""
+    """The request to reflect, with as much of the work, from its beginning, as leaves room for both answers.
+
+    Raises UserError where hardly any of it fits.
+    """
     work = "\n\n".join(f"{m.role}: {m.content}" for m in trajectory.messages if m.role != "system")
     shell = (Message("system", REFLECT), Message("user", ""), Message("assistant", ""), Message("user", NAME_THEM))
     left = room.window - len(renderer.encode(shell, open_turn=True).ids) - 2 * room.tokens
-    while work and len(renderer.encode_text(work)) > left:
-        work = work[: int(len(work) * min(0.95, max(left, 0) / len(renderer.encode_text(work))))]
+    if left < LEAST_WORK:
+        raise UserError(
+            f"window: {room.window} leaves {left} tokens for the work that is reflected on, beside the instructions "
+            f"and two answers of {room.tokens} tokens; expected {LEAST_WORK} or more",
+            fix=f"set window to {room.window - left + LEAST_WORK} or more, or lower tokens",
+        )
+    while (length := len(renderer.encode_text(work))) > left:
+        work = work[: int(len(work) * min(0.95, left / length))]
     return Message("system", REFLECT), Message("user", work)
 
 

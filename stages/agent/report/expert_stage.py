@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from stages.agent.conversation.room import require_tokenizer
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
@@ -23,7 +24,8 @@ class ExpertParameters(Parameters):
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """A later draft counts as better when its score, in [0, 1], is higher by more than this: for judges with noise."""
     exercise_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the topics whose steps become exercises for reinforcement learning; the others are for fine-tuning."""
+    """Share of the topics whose steps become exercises for reinforcement learning; the others are for fine-tuning.
+    0: no exercises. Above it, where too few topics are left on a side, all of them are on it."""
     balance: Annotated[float, Field(ge=1)] = 2.0
     """No action counts more than this many times as often as the rarest; without it, most of all steps are writing."""
     tool_seconds: Annotated[float, Field(gt=0), EXECUTION] = 30
@@ -58,6 +60,10 @@ class AgentReportExpert(Stage):
     paper = "2602.06540"
     params: ExpertParameters
 
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """A judge has a tokenizer."""
+        require_tokenizer(inputs.get("judge"), where="judge")
+
     def run(self, context: Context) -> None:
         """Write, cut, balance, hand out."""
         from stages.agent.environment.toolbox import Toolbox
@@ -78,7 +84,8 @@ class AgentReportExpert(Stage):
             )
         practised = [is_heldout(one.topic.id, params.exercise_share) for one in found]
         shown = [one for one, is_practised in zip(found, practised, strict=True) if not is_practised] or found
-        counts = self._write(context, shown, [one for one in found if one not in shown] or found)
+        asked = [one for one, is_practised in zip(found, practised, strict=True) if is_practised]
+        counts = self._write(context, shown, asked or (found if params.exercise_share else []))
         context.metrics(
             reports=len(found),
             score=_mean([one.score for one in found]),

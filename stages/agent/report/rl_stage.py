@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from stages.agent.conversation.room import require_tokenizer
 from stages.agent.rl.settings import PolicyParameters
 from stages.agent.rl.stage import AgentLearn
 from stages.artifacts import Dataset, Model
@@ -62,10 +63,11 @@ class AgentReportLearn(AgentLearn):
         return partial(open_tasks, index, tasks, context.inputs.get("judge"))
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """As for `agent.rl`; and tasks that are topics or exercises, with their rules."""
+        """As for `agent.rl`; a judge with a tokenizer; and tasks that are topics or exercises, with their rules."""
         from stages.agent.report.records import holds_topics
         from stages.agent.report.rules import Rules
 
         super().check(inputs)
+        require_tokenizer(inputs.get("judge"), where="judge")
         holds_topics(inputs["tasks"])
         Rules.read(inputs["tasks"])

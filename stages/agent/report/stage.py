@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from stages.agent.conversation.room import require_room
+from stages.agent.conversation.room import require_room, require_tokenizer
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
@@ -75,11 +75,12 @@ class AgentReport(Stage):
     params: ReportParameters
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The model has a tokenizer and a context that holds the window; the topics are topics."""
+        """Model and judge have a tokenizer, the model a context that holds the window; the topics are topics."""
         from stages.agent.report.records import read_topics
         from stages.agent.report.rules import Rules
 
         require_room(inputs["model"], self.params.window)
+        require_tokenizer(inputs.get("judge"), where="judge")
         Rules.read(inputs["topics"])
         read_topics(inputs["topics"])
 

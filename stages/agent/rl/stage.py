@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from stages.agent.conversation.room import require_room
 from stages.agent.rl.settings import LearningParameters, PolicyParameters
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
@@ -78,12 +78,7 @@ class AgentLearn(Stage):
 
         check_index(inputs)
         model, reference = inputs["model"], inputs.get("reference")
-        longest = text_config(model.config).get("max_position_embeddings")
-        if longest is not None and self.params.window > longest:
-            raise UserError(
-                f"window: {self.params.window}, but the model reads {longest} tokens at most",
-                fix=f"set `window: {longest}` or less",
-            )
+        require_room(model, self.params.window)
         if reference is not None and reference.tokenizer_fingerprint != model.tokenizer_fingerprint:
             raise UserError(
                 f"the model has tokenizer {model.tokenizer_fingerprint}, "
