@@ -37,6 +37,11 @@ def test_search_finds_what_fits_best(index, query, first):
     assert Collection(index.path).search(query, 3)[0].title == first
 
 
+def test_the_marks_of_a_word_are_searched_with_it(tmp_path):
+    found = build(tmp_path, [("1", "दाल हल नमक हद नद दल"), ("2", "हिन्दी एक भाषा है")])
+    assert [hit.id for hit in found.search("हिन्दी", 3)] == [2]
+
+
 def test_a_title_tells_more_than_a_mention(index):
     hits = Collection(index.path).search("observatory", 3)
     assert {hit.title for hit in hits[:2]} == {"Northgate Observatory", "Observatory"}

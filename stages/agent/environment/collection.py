@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from stages.data.marks import MARKS
 from stages.errors import UserError
 
 FILE: Final = "index.sqlite"
@@ -26,7 +27,7 @@ or s she that the their them there they this to was were what when where which w
 """
 COMMON: Final = frozenset(_COMMON.split())
 """English words that tell documents apart least, and take most of the time to rank by."""
-_WORD: Final = re.compile(r"\w+")
+_WORD: Final = re.compile(rf"\w[\w{MARKS}]*")
 _SEARCH: Final = f"""
 SELECT rowid, title, snippet(documents, 1, '', '', '…', {SNIPPET_WORDS}) FROM documents
 WHERE documents MATCH ? ORDER BY bm25(documents, 3.0, 1.0), rowid LIMIT ?
