@@ -56,10 +56,19 @@ def in_float32(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def storing(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let every floating tensor that a checkpoint of `model` holds have `dtype` for a while, as it is to be written."""
-    tensors = {id(each): each for each in model.state_dict(keep_vars=True).values() if each.is_floating_point()}
-    with _lending(list(tensors.values()), dtype):
+    """Let every floating tensor that a checkpoint of `model` holds have `dtype` for a while, as it is to be written.
+
+    They come back in their own type with the values that were written, so that what is measured next is the same model.
+    """
+    held = {id(each): each for each in model.state_dict(keep_vars=True).values() if each.is_floating_point()}
+    own = {name: each.dtype for name, each in held.items()}
+    try:
+        for each in held.values():
+            each.data = each.data.to(dtype)
         yield
+    finally:
+        for name, each in held.items():
+            each.data = each.data.to(own[name])
 
 
 def raised(value: Any) -> Any:

@@ -16,6 +16,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def bare_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without instructions for half precision: `auto` computes in float32 and writes bfloat16."""
+    from grafts import arithmetic
+
+    monkeypatch.setattr(arithmetic, "computes_in", lambda dtype, _device="cpu": dtype not in arithmetic.INSTRUCTIONS)
+
+
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests of a module: starting it takes longer than they do."""

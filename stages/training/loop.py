@@ -175,10 +175,7 @@ class _Loop:
         return {"loss": self.loss, **self.recipe.finish(module)} if module is not None else {}
 
     def _trained_module(self) -> nn.Module | None:
-        """A fresh module with the trained weights, rounded as they are stored, on worker 0; None on the others.
-
-        It has none of the engine's hooks.
-        """
+        """A fresh module with the trained weights, without the engine's hooks, on worker 0; None on the others."""
         weights = full_weights(self.engine, keep=self.worker.rank == 0)
         self.engine.destroy()
         del self.engine
@@ -187,8 +184,6 @@ class _Loop:
         module = self.recipe.build()
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             tensor.data = weights.pop(name)
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(self.worker.stored).to(parameter.dtype)
         assert not weights, f"the rebuilt module lacks {sorted(weights)}"
         return module.to(self.worker.device).eval()
 

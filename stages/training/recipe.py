@@ -37,7 +37,7 @@ class Worker:
 
     @property
     def stored(self) -> torch.dtype:
-        """What the trained weights are rounded to at the end, and written in."""
+        """What the weights of the result are written in: give it to `save_model`, then measure the model."""
         return self.written or self.dtype
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
+from grafts.hybrid.graft import mixers
 from grafts.loader import load_model, save_model
 from stages.artifacts import Dataset, Model
 from stages.data.windows import TokenWindows
@@ -70,13 +71,13 @@ class Alignment(WindowRecipe):
         student = load_model(self.student.path, dtype=self.live.worker.dtype)
         put_mixers(model, student)
         save_model(student, self.out, tokenizer_from=self.student.path, dtype=self.live.worker.stored)
-        return {} if self.heldout is None else self._measure(model, student, self.heldout)
+        return {} if self.heldout is None else self._measure(student, self.heldout)
 
-    def _measure(self, mixers: Mixers, student: PreTrainedModel, heldout: Dataset) -> dict[str, float]:
+    def _measure(self, student: PreTrainedModel, heldout: Dataset) -> dict[str, float]:
         teacher, windows_NT = self.live.teacher, TokenWindows(heldout, self.cache).tensor(self.heldout_windows)
-        errors = relative_errors(mixers, teacher, windows_NT, self.measure_batch)
-        self.layer_errors.write_text(json.dumps(errors), encoding="utf-8")
         student = student.to(self.live.worker.device)
+        errors = relative_errors(Mixers(mixers(student)), teacher, windows_NT, self.measure_batch)
+        self.layer_errors.write_text(json.dumps(errors), encoding="utf-8")
         found = distance(teacher, student, windows_NT, batch_size=self.measure_batch, progress=self._progress)
         return {"layer_error": sum(errors.values()) / len(errors), **found.metrics()}
 

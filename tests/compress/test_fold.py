@@ -14,6 +14,7 @@ from stages.compress.fold import CompressFold, FoldParameters
 from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.errors import UserError
 from stages.stage import Context
+from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
 from tests.grafts.families import FAMILIES, tiny, tokens
 from tests.tiny import tiny_model
@@ -112,6 +113,17 @@ def test_groups_share_storage_and_full_rank_is_exact(planted: dict, tmp_path: Pa
         assert layers[first].input_layernorm.weight is not layers[second].input_layernorm.weight
     original = AutoModelForCausalLM.from_pretrained(planted["model"].path).model.layers
     assert torch.equal(layers[2].mlp.up_proj.weight, original[2].mlp.up_proj.weight)
+
+
+@pytest.mark.usefixtures("bare_cpu")
+def test_what_is_measured_is_what_was_written(planted: dict, tmp_path: Path):
+    how = {"initialisation": "average", "rank": 2, "group": 3}
+    found = fold(planted, tmp_path, precision="auto", tokens=4 * STEP, **how).results
+    assert written_distance(planted["model"].path, tmp_path / "out/model", planted["heldout"], tmp_path) == {
+        name: found[name] for name in ("kl_to_parent", "child_perplexity")
+    }
+    gates = torch.tensor(Report(tmp_path / "out/report").content["details"]["gates"])
+    assert not torch.equal(gates.bfloat16().float(), gates), "gates are not written as weights, nor rounded like them"
 
 
 def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):

@@ -22,6 +22,7 @@ from stages.compress.retraining import Retraining, require_pruned
 from stages.errors import StageError, UserError
 from stages.stage import Context
 from stages.training.recipe import Worker
+from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
 from tests.grafts.families import tiny, tokens
 from tests.tiny import tiny_model
@@ -206,6 +207,15 @@ def test_layers_are_rebuilt_one_by_one(pruned: dict, tmp_path: Path, adapter: st
     assert found["kl_to_parent"] < pruned["kl"]
     model = load_model(tmp_path / "out/model", dtype=torch.float32)
     assert require_pruned(decoder_linears(model), load_masks(pruned["model"].path)) == found["sparsity"]
+
+
+@pytest.mark.usefixtures("bare_cpu")
+@pytest.mark.parametrize("objective", ["text", "layers"])
+def test_what_is_measured_is_what_was_written(pruned: dict, tmp_path: Path, objective: str):
+    found = perp(pruned, tmp_path, precision="auto", objective=objective, tokens=2 * STEP)
+    assert written_distance(pruned["parent"].path, tmp_path / "out/model", pruned["heldout"], tmp_path) == {
+        name: found[name] for name in ("kl_to_parent", "child_perplexity")
+    }
 
 
 def test_the_error_of_a_layer_is_what_it_says(pruned: dict, tmp_path: Path):

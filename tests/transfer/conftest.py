@@ -1,3 +1,4 @@
 from __future__ import annotations
 
+from tests.machine import bare_cpu as bare_cpu
 from tests.machine import one_thread as one_thread

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import grafts
 from grafts.hybrid.graft import mixers
-from grafts.loader import load_model
+from grafts.loader import load_model, stored_dtype
 from stages.artifacts import Model, Report, write_report
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
@@ -122,6 +122,16 @@ def test_alignment_brings_every_layer_nearer_and_leaves_the_rest(inputs, student
     changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert changed
     assert all(".self_attn." in name for name in changed)
+
+
+@pytest.mark.usefixtures("bare_cpu")
+def test_errors_are_those_of_the_layers_that_were_written(inputs, student, tmp_path):
+    align(inputs, student, tmp_path, precision="auto", tokens=4 * 8 * 32, learning_rate=1e-2)
+    assert stored_dtype(tmp_path / "out/model") == torch.bfloat16
+    teacher, windows = load_model(inputs["model"].path, dtype=torch.float32), TokenWindows(inputs["heldout"], tmp_path)
+    written = load_mixers(tmp_path / "out/model", teacher)
+    expected = {str(layer): e for layer, e in relative_errors(written, teacher, windows.tensor(8), 4).items()}
+    assert Report(tmp_path / "out/report").content["details"]["layer_error"] == expected
 
 
 def test_layers_learn_alone(inputs, student):
