@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data
+from stages.training.checks import check_data, num_experts
 
 
 class PruneParameters(Parameters):
@@ -74,6 +74,12 @@ class CompressPrune(Stage):
         if model.grafts or "quantization_config" in model.config:
             what = "has grafts" if model.grafts else "is quantised"
             raise UserError(f"the model {what}: its linears cannot be pruned one by one", fix="prune first")
+        count = num_experts(model)
+        if count:
+            raise UserError(
+                f"the model is a mixture: its {count} experts a layer are no linears and would stay whole",
+                fix="prune the dense model, then upcycle",
+            )
         if self.params.method == "wanda" and inputs.get("data") is None:
             raise UserError(
                 "`wanda` measures the inputs of linears on text, and there is none",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+
+EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Fields by which configs of `transformers` tell the number of experts."""
 
 
 def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
@@ -26,6 +31,12 @@ def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
             f"{name} has windows of {data.card.sequence_length} tokens, the {role} reads at most {context_length}",
             fix=f"prepare {name} with `sequence_length: {context_length}` or less",
         )
+
+
+def num_experts(model: Model) -> int:
+    """Feed-forward experts in a layer of a model of a standard class; 0 when it is dense."""
+    config = text_config(model.config)
+    return next((config[key] for key in EXPERTS if config.get(key)), 0)
 
 
 def check_one_vocabulary(teacher: Model, student: Model) -> None:

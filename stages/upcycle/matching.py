@@ -10,6 +10,7 @@ from typing import Any, Final
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+from stages.training.checks import num_experts
 
 LONG_TEXT: Final = 80
 """Characters of a value beyond which a message shows only what differs."""
@@ -33,9 +34,7 @@ ALIKE: Final = (
 
 def check_source(role: str, model: Model) -> None:
     """The model is dense and holds its weights as they are. Raises UserError."""
-    config = text_config(model.config)
-    count = next((config[key] for key in ("num_local_experts", "num_experts") if config.get(key)), None)
-    if count or any(graft["name"] == "experts" for graft in model.grafts):
+    if num_experts(model) or any(graft["name"] == "experts" for graft in model.grafts):
         raise UserError(
             "the model is a mixture of experts already", where=role, fix="give the dense model that it was made of"
         )

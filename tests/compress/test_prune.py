@@ -22,10 +22,12 @@ from stages.compress.retraining import Retraining, require_pruned
 from stages.errors import StageError, UserError
 from stages.stage import Context
 from stages.training.recipe import Worker
+from stages.upcycle.sparse import UpcycleSparse
 from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
 from tests.grafts.families import tiny, tokens
 from tests.tiny import tiny_model
+from tests.upcycle.families import run as upcycle
 
 STEP = 8 * 32
 ADAPTERS = ["mask_lora", "scale_lora", "lora_prune"]
@@ -257,6 +259,10 @@ def test_only_what_is_asked_for_trains(pruned: dict, tmp_path: Path):
 def test_what_cannot_be_pruned_or_retrained_is_refused(inputs: dict, pruned: dict, tmp_path: Path):  # noqa: F811
     with pytest.raises(UserError, match="measures the inputs of linears on text, and there is none"):
         CompressPrune(PruneParameters()).check({"model": inputs["teacher"]})
+    mixture = tmp_path / "mixture"
+    upcycle(UpcycleSparse, {"model": inputs["teacher"]}, mixture, num_experts=3)
+    with pytest.raises(UserError, match="its 3 experts a layer are no linears"):
+        CompressPrune(PruneParameters(method="magnitude")).check({"model": Model(mixture / "out/model")})
     with pytest.raises(UserError, match="do not divide into groups of 7"):
         prune({"model": inputs["teacher"]}, tmp_path, method="magnitude", pattern=(2, 7))
     with pytest.raises(ValidationError, match="keeps all of every 4"):
