@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch.distributed
 
@@ -33,11 +33,13 @@ class Layout:
 
     zero_stage: int
     world_size: int
+    dtype: str
+    """Of forward and backward: it decides the names of the files, and `precision: auto` differs between machines."""
 
     @classmethod
     def of(cls, settings: TrainingParameters, worker: Worker) -> Layout:
         """The layout of training with `settings` on workers like `worker`."""
-        return cls(zero_stage=engine_stage(settings), world_size=worker.world_size)
+        return cls(engine_stage(settings), worker.world_size, str(worker.dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Checkpoint:
     directory: Path
     step: int
     loss: float
-    layout: Layout
+    layout: Layout | None
+    """None when another version of this project wrote it, with another idea of a layout."""
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -75,7 +78,9 @@ def load(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
 
 def _read(marker: Path) -> Checkpoint:
     content = json.loads(marker.read_text(encoding="utf-8"))
-    return Checkpoint(marker.parent, content["step"], content["loss"], Layout(**content["layout"]))
+    layout: dict[str, Any] = content["layout"]
+    known = layout.keys() == {each.name for each in fields(Layout)}
+    return Checkpoint(marker.parent, content["step"], content["loss"], Layout(**layout) if known else None)
 
 
 def _mark(directory: Path, content: dict[str, object]) -> None:

@@ -161,7 +161,8 @@ class _Loop:
             return 0
         if checkpoint.layout != self.layout:
             self.telemetry.say(
-                f"the checkpoint of step {checkpoint.step} has {checkpoint.layout}, now {self.layout}: starting over"
+                f"the checkpoint of step {checkpoint.step} has {checkpoint.layout or 'an unknown layout'}, "
+                f"now {self.layout}: starting over"
             )
             return 0
         checkpoints.load(self.engine, checkpoint)

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.training.language_model import LanguageModel, run
+from grafts import arithmetic
+from tests.training.language_model import LanguageModel, Run, run
 
 
 class KilledError(Exception):
@@ -61,7 +63,29 @@ def test_another_layout_starts_over_and_says_so(recipe: LanguageModel, tmp_path:
     with pytest.raises(KilledError):
         run(recipe, tmp_path / "scratch", emit=kill_at(3), checkpoint_minutes=0)
     marker = next((tmp_path / "scratch/checkpoints").glob("step-*/complete.json"))
-    assert json.loads(marker.read_text())["layout"] == {"world_size": 1, "zero_stage": 0}
-    finished = run(recipe, tmp_path / "scratch", zero_stage=2)
+    assert json.loads(marker.read_text())["layout"] == {"dtype": "float32", "world_size": 1, "zero_stage": 0}
+    started_over(run(recipe, tmp_path / "scratch", zero_stage=2))
+
+
+def test_another_kind_of_machine_starts_over_and_says_so(recipe: LanguageModel, tmp_path: Path, monkeypatch):
+    settings = {"precision": "auto", "zero_stage": 1}
+    monkeypatch.setattr(arithmetic, "computes_in", lambda _dtype, _device="cpu": True)
+    with pytest.raises(KilledError):
+        run(recipe, tmp_path / "scratch", emit=kill_at(3), checkpoint_minutes=0, **settings)
+    monkeypatch.setattr(arithmetic, "computes_in", lambda dtype, _device="cpu": dtype == torch.float32)
+    started_over(run(recipe, tmp_path / "scratch", **settings))
+
+
+def test_a_checkpoint_of_another_version_is_not_resumed(recipe: LanguageModel, tmp_path: Path):
+    with pytest.raises(KilledError):
+        run(recipe, tmp_path / "scratch", emit=kill_at(3), checkpoint_minutes=0)
+    marker = next((tmp_path / "scratch/checkpoints").glob("step-*/complete.json"))
+    content = json.loads(marker.read_text())
+    del content["layout"]["dtype"]
+    marker.write_text(json.dumps(content))
+    started_over(run(recipe, tmp_path / "scratch"))
+
+
+def started_over(finished: Run) -> None:
     assert len(finished.curve("loss")) == 5
     assert any("starting over" in event.get("text", "") for event in finished.events)
