@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.errors import UserError
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
@@ -89,6 +90,7 @@ class UpcycleMix(Stage):
         from stages.training.launch import run_training
         from stages.upcycle.mixture import MixtureTraining
 
+        _require_whole_micro_batches(self.params, context.resources.workers)
         model, domains = context.model("model"), context.inputs.get("domains") or []
         # The longest comes first: it sets the length of an epoch.
         first, *more = sorted(context.inputs["data"], key=lambda data: -data.card.num_rows)
@@ -133,6 +135,17 @@ class UpcycleMix(Stage):
             "figures": [FIGURE] if loads else [],
         }
         write_report(out, "Training of a mixture", figures, details)
+
+
+def _require_whole_micro_batches(params: MixParameters, workers: int) -> None:
+    """Workers must cut the batch where one worker would, since the load is balanced over each micro-batch."""
+    if workers > 1 and params.batch_sequences % (workers * params.micro_batch):
+        raise UserError(
+            f"batch_sequences: {params.batch_sequences} does not divide into micro-batches of {params.micro_batch} on "
+            f"{workers} workers, and over smaller ones the load is balanced otherwise",
+            fix=f"make batch_sequences a multiple of {workers * params.micro_batch}, or change micro_batch or the "
+            "workers",
+        )
 
 
 def load_figures(loads: Sequence[Mapping[str, Any]]) -> dict[str, float]:

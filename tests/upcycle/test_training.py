@@ -14,6 +14,7 @@ from grafts.experts.routing import balance_loss, z_loss
 from grafts.loader import load_model
 from stages.artifacts import Model
 from stages.errors import UserError
+from stages.stage import Context, Resources
 from stages.training.cross_entropy import naive
 from stages.training.recipe import Worker
 from stages.upcycle.bam import UpcycleBam
@@ -198,6 +199,18 @@ def test_specialisation_is_what_the_expert_tells_of_the_domain():
 def test_a_dense_model_has_nothing_to_mix(given, tmp_path):
     with pytest.raises(UserError, match="a llama, has no experts"):
         run(UpcycleMix, {"model": given["seed"], "data": given["data"]}, tmp_path)
+
+
+def test_workers_that_would_cut_other_micro_batches_are_refused(given, tmp_path):
+    from stages.training.order import global_batch, micro_batches, worker_share
+
+    inputs = {"model": given["sparse"], "data": given["data"]}
+    context = Context(inputs, tmp_path / "out", tmp_path / "scratch", resources=Resources(workers=2))
+    with pytest.raises(UserError, match="batch_sequences: 12 does not divide into micro-batches of 4 on 2 workers"):
+        UpcycleMix(MixParameters(batch_sequences=12)).run(context)
+    batch = global_batch(0, 16, 100, seed=0)
+    shares = [micro_batches(worker_share(batch, rank, 2), 4, 2) for rank in range(2)]
+    assert shares[0] + shares[1] == micro_batches(batch, 4, 4), "a multiple is cut as one worker cuts it"
 
 
 def test_routing_is_read_off_the_files(given):
