@@ -12,7 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data
+from stages.training.checks import SUPPORTED, check_data
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
 
@@ -79,6 +79,7 @@ class CompressFold(Stage):
         if model.grafts or "quantization_config" in model.config:
             what = "has grafts" if model.grafts else "is quantised"
             raise UserError(f"the model {what}: its layers cannot be dropped or shared", fix="fold first")
+        _check_layers(model.config, shared=self.params.group > 1)
         num_layers = text_config(model.config)["num_hidden_layers"]
         num_kept = self.params.num_kept(num_layers)
         if num_layers < 2:
@@ -104,3 +105,18 @@ class CompressFold(Stage):
         chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
         details = {**chosen, "parameters": self.params.identity(), "seed": context.seed}
         write_report(context.output("report"), "Folding of layers", result.figures, details)
+
+
+def _check_layers(config: Mapping[str, Any], *, shared: bool) -> None:
+    """The layers are found by name, and any two can share weights if they are to: gates say only later which do."""
+    if config.get("model_type") not in SUPPORTED:
+        raise UserError(
+            f"the layers of a {config.get('model_type')} are not known: supported are {', '.join(SUPPORTED)}",
+            fix="take a model of one of these, or `depth_fraction` of `distill.logits`, which takes any",
+        )
+    kinds = set(config.get("layer_types") or ())
+    if shared and len(kinds) > 1:
+        raise UserError(
+            f"neighbours cannot share weights: the layers are of several kinds, {' and '.join(sorted(kinds))}",
+            fix="set `group: 1`",
+        )

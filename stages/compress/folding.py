@@ -15,6 +15,7 @@ from grafts.depth import keep_layers
 from grafts.loader import load_model, save_model
 from grafts.recursive.graft import Recursive
 from stages.compress.gates import Gates, gated, kept_layers, penalty
+from stages.errors import UserError
 from stages.evaluate.distance import distance
 from stages.training.cross_entropy import cross_entropy
 from stages.training.language_model import LanguageModelling
@@ -92,7 +93,10 @@ class Folding(LanguageModelling):
         if self.params.group == 1:
             return model
         how = {"initialisation": self.params.initialisation, "rank": self.params.rank}
-        return grafts.apply(model, [Recursive(loops=self.params.group, order="sequence", **how)])
+        try:
+            return grafts.apply(model, [Recursive(loops=self.params.group, order="sequence", **how)])
+        except ValueError as error:
+            raise UserError(f"the layers that stay cannot share weights: {error}", fix="set `group: 1`") from error
 
     def _distance(self, folded: PreTrainedModel) -> dict[str, float]:
         if self.heldout is None:

@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from stages.errors import UserError
 
-SUPPORTED: Final = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-"""Model types whose parts are known by name."""
 DIVISIBLE: Final = ("gemma3_text", "llama")
 """Model types whose config insists that the hidden size is a multiple of the number of heads."""
 SCALED: Final = ("gemma3_text",)

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.distill.shapes import SUPPORTED, Shape, require_possible, student_shape
+from stages.distill.shapes import Shape, require_possible, student_shape
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data
+from stages.training.checks import SUPPORTED, check_data
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

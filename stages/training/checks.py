@@ -8,6 +8,8 @@ from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 
+SUPPORTED: Final = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers, heads and channels are known by name: `grafts.bases.BASES`, without importing torch."""
 EXPERTS: Final = ("num_local_experts", "num_experts", "n_routed_experts")
 """Fields by which configs of `transformers` tell the number of experts."""
 

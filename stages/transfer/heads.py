@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from stages.artifacts import Model
 from stages.errors import UserError
-
-SUPPORTED: Final = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-"""Model types whose attention heads can be told apart and patched. SmolLM and SmolLM2 are `llama`."""
+from stages.training.checks import SUPPORTED
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grafts.depth import keep_layers
+from grafts.loader import save_model
 from stages.artifacts import Model, Report
 from stages.compress.fold import CompressFold, FoldParameters
+from stages.compress.folding import Folding
 from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.errors import UserError
 from stages.stage import Context
+from stages.upcycle.sparse import UpcycleSparse
 from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
 from tests.grafts.families import FAMILIES, tiny, tokens
 from tests.tiny import tiny_model
+from tests.upcycle.families import run as upcycle
 
 STEP = 8 * 32
 
@@ -132,3 +136,20 @@ def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
     shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
     with pytest.raises(UserError, match="the model has 1 layer, nothing can be dropped"):
         CompressFold(FoldParameters()).check(shallow)
+
+
+def test_layers_that_cannot_share_are_refused_before_gates_are_trained(planted: dict, tmp_path: Path):
+    save_model(tiny("gemma3_text"), tmp_path / "gemma", tokenizer_from=planted["model"].path)
+    mixed = {**planted, "model": Model(tmp_path / "gemma")}
+    with pytest.raises(UserError, match="several kinds, full_attention and sliding_attention"):
+        CompressFold(FoldParameters(removed_fraction=0, group=3)).check(mixed)
+    CompressFold(FoldParameters(removed_fraction=0)).check({"model": mixed["model"]})
+    upcycle(UpcycleSparse, {"model": planted["model"]}, tmp_path / "sparse", num_experts=2)
+    with pytest.raises(UserError, match="layers of a mixtral are not known: supported are gemma3_text, llama"):
+        CompressFold(FoldParameters()).check({**planted, "model": Model(tmp_path / "sparse/out/model")})
+
+
+def test_what_the_graft_refuses_is_told_with_a_fix(planted: dict, tmp_path: Path):
+    recipe = Folding.of(FoldParameters(group=3), Context(planted, tmp_path / "out", tmp_path / "scratch"))
+    with pytest.raises(UserError, match=r"cannot share weights: layers 0 and 1[\s\S]*fix: set `group: 1`"):
+        recipe._shared(tiny("gemma3_text"))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from stages.artifacts import Dataset, DatasetCard, Model
 from stages.errors import UserError
 from stages.stage import Context
-from stages.transfer.heads import SUPPORTED
+from stages.training.checks import SUPPORTED
 from stages.transfer.score_heads import ScoreHeads, ScoreHeadsParams
 from tests.tiny import text_dataset, tiny_model
 

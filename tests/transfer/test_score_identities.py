@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grafts.bases import BASES
+from stages.training.checks import SUPPORTED
 from stages.transfer.attribution import Attribution
 from stages.transfer.bench import Bench
-from stages.transfer.heads import SUPPORTED, HeadShape
+from stages.transfer.heads import HeadShape
 from stages.transfer.patching import Patching, Replay, Trial
 from stages.transfer.probing import Pair
 from stages.transfer.recording import Body
