@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_data
+from stages.transfer.heads import head_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,15 @@ class ConvertParams(Parameters):
     """Windows of `heldout` on which the distance to the teacher is measured."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 4
     """Windows in a forward pass."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ConvertParams:
+        for layer, heads in enumerate(self.full_heads or ()):
+            if heads is not None and len(set(heads)) < len(heads):
+                raise ValueError(f"full_heads: layer {layer} names a head twice: {list(heads)}; name each once")
+        if self.linear_forgetting[0] > self.linear_forgetting[1]:
+            raise ValueError(f"linear_forgetting: {list(self.linear_forgetting)} falls; give the slowest decay first")
+        return self
 
     def smoke(self) -> Self:
         """A few windows; heads as the selection says, since those of the file belong to a larger model."""
@@ -120,23 +130,32 @@ class TransferConvert(Stage):
 
     def run(self, context: Context) -> None:
         """Convert, save, measure and report."""
-        import grafts
-        from grafts.loader import load_model, save_model, stored_dtype
-        from stages.data.windows import TokenWindows
+        from grafts.loader import save_model
 
-        source, out = context.model("model"), context.output("model")
-        model = load_model(source.path, dtype=stored_dtype(source.path))
-        calibration = ()
-        if context.inputs.get("data") is not None:
-            windows = TokenWindows(context.dataset("data"), context.scratch).tensor(self.params.calibration_windows)
-            calibration = windows.split(self.params.batch_size)
         graft = self._graft(self._full_heads(context.inputs.get("selection")))
-        hybrid = grafts.apply(model, [graft], calibration=calibration)
-        save_model(hybrid, out, tokenizer_from=source.path)
+        hybrid = self._converted(context, graft)
+        save_model(hybrid, context.output("model"), tokenizer_from=context.model("model").path)
         figures = _sizes(hybrid, graft) | self._distance(context, hybrid)
         context.metrics(**figures)
         details = {"full_heads": graft.full_heads, "graft": graft.to_dict(), "parameters": self.params.identity()}
         write_report(context.output("report"), "Conversion to hybrid heads", figures, details)
+
+    def _converted(self, context: Context, graft: HybridHeads) -> PreTrainedModel:
+        """The model with its heads split, calibrated where there is text, on the device that measures."""
+        import grafts
+        from grafts.loader import load_model, stored_dtype
+        from stages.data.windows import TokenWindows
+        from stages.evaluate.loading import DEVICE
+
+        source, calibration = context.model("model").path, ()
+        model = load_model(source, dtype=stored_dtype(source)).to(DEVICE)
+        if context.inputs.get("data") is not None:
+            windows = TokenWindows(context.dataset("data"), context.scratch).tensor(self.params.calibration_windows)
+            calibration = windows.split(self.params.batch_size)
+        try:
+            return grafts.apply(model, [graft], calibration=calibration)
+        except ValueError as error:
+            raise UserError(str(error), fix="see docs/methods/transfer.md for what can be converted") from error
 
     def _full_heads(self, selection: Report | None) -> Sequence[Sequence[int] | None]:
         if self.params.full_heads is not None:
@@ -152,6 +171,13 @@ class TransferConvert(Stage):
         return found
 
     def _graft(self, full_heads: Sequence[Sequence[int] | None]) -> HybridHeads:
+        try:
+            return self._hybrid_heads(full_heads)
+        except ValidationError as error:
+            reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
+            raise UserError(reasons, where="selection", fix="make the selection again") from None
+
+    def _hybrid_heads(self, full_heads: Sequence[Sequence[int] | None]) -> HybridHeads:
         from grafts.hybrid.graft import HybridHeads
         from grafts.hybrid.settings import DeltaNet, Softmax
 
@@ -184,19 +210,14 @@ class TransferConvert(Stage):
         from stages.data.windows import TokenWindows
         from stages.evaluate.distance import distance
 
-        teacher = load_model(context.model("model").path, dtype=hybrid.dtype)
+        teacher = load_model(context.model("model").path, dtype=hybrid.dtype).to(hybrid.device)
         windows = TokenWindows(context.dataset("heldout"), context.scratch).tensor(self.params.heldout_windows)
         size = self.params.batch_size
         return distance(teacher, hybrid, windows, batch_size=size, progress=context.progress).metrics()
 
 
 def _check_model(model: Model) -> None:
-    if model.grafts:
-        raise UserError(
-            f"the model is converted already: it has {', '.join(graft['name'] for graft in model.grafts)}",
-            where="model",
-            fix="give the pretrained model it was made of; heads are split once, and before any other graft",
-        )
+    head_shape(model)
     if "quantization_config" in model.config:
         raise UserError("the model is quantised: its projections cannot be split by head", fix="convert first")
 

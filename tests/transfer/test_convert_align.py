@@ -1,14 +1,16 @@
 """Conversion and alignment as stages: identities of the structure, and that each layer learns alone."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import grafts
 from grafts.hybrid.graft import mixers
-from grafts.loader import load_model, stored_dtype
+from grafts.loader import load_model, save_model, stored_dtype
 from stages.artifacts import Model, Report, write_report
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
@@ -16,7 +18,9 @@ from stages.stage import Context, Resources
 from stages.transfer.align import AlignParameters, TransferAlign
 from stages.transfer.convert import ConvertParams, TransferConvert
 from stages.transfer.mixers import load_mixers, relative_errors, teacher_calls
+from stages.upcycle.sparse import UpcycleSparse
 from tests.tiny import tiny_model, tokens_dataset
+from tests.upcycle.families import run as upcycle
 
 AS_TEACHER = {"normalise": False, "full_rope": True, "full_length_scale": None, "full_output_gate": False}
 SOME = ((0, 3), ())
@@ -96,8 +100,33 @@ def test_what_cannot_be_converted_is_refused_before_compute(inputs, tmp_path, pa
         convert(inputs, tmp_path, **params)
 
 
+def test_heads_that_are_named_twice_and_rates_that_fall_are_refused_in_the_file():
+    with pytest.raises(ValidationError, match=r"full_heads: layer 1 names a head twice: \[0, 0\]"):
+        ConvertParams(full_heads=((0,), (0, 0)))
+    with pytest.raises(ValidationError, match=r"linear_forgetting: \[0.1, 0.001\] falls"):
+        ConvertParams(linear_forgetting=(0.1, 0.001))
+
+
+def test_a_base_without_known_heads_is_refused_before_compute(inputs, tmp_path):
+    upcycle(UpcycleSparse, {"model": inputs["model"]}, tmp_path, num_experts=2)
+    with pytest.raises(UserError, match=r"unsupported base: .* of the type 'mixtral'"):
+        TransferConvert(ConvertParams(full_heads=SOME)).check({**inputs, "model": Model(tmp_path / "out/model")})
+
+
+def test_what_the_graft_refuses_is_told_as_an_error_of_the_input(inputs, tmp_path):
+    write_report(tmp_path / "selection", "Selected heads", {}, {"full_heads": [[1], [2, 2]]})
+    with pytest.raises(UserError, match=r"^selection: expected different heads, counted from 0, in each layer"):
+        convert({**inputs, "selection": Report(tmp_path / "selection")}, tmp_path)
+    shutil.copytree(inputs["model"].path, tmp_path / "both")
+    model = load_model(inputs["model"].path, dtype=torch.float32)
+    model.config.use_bidirectional_attention = True
+    save_model(model, tmp_path / "both", tokenizer_from=None)
+    with pytest.raises(UserError, match="attends in both directions"):
+        convert({**inputs, "model": Model(tmp_path / "both")}, tmp_path, full_heads=SOME)
+
+
 def test_a_converted_model_is_not_converted_again(inputs, student, tmp_path):
-    with pytest.raises(UserError, match="converted already: it has hybrid_heads"):
+    with pytest.raises(UserError, match="converted already: it carries the grafts hybrid_heads"):
         convert({**inputs, "model": student}, tmp_path, full_heads=SOME)
 
 
