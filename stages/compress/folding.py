@@ -16,7 +16,6 @@ from grafts.loader import load_model, save_model
 from grafts.recursive.graft import Recursive
 from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.errors import UserError
-from stages.evaluate.distance import distance
 from stages.training.cross_entropy import cross_entropy
 from stages.training.language_model import LanguageModelling
 from stages.training.recipe import Batch, Loss, Worker
@@ -87,7 +86,10 @@ class Folding(LanguageModelling):
         count = sum(p.numel() for p in folded.parameters())
         decided = sum(gate in (0, 1) for gate in gates) / len(gates)
         sizes = {"layers": len(layers), "parameters": count, "parameters_ratio": count / before}
-        return {**sizes, "gates_decided": decided, **self._distance(folded)}
+        figures = {**sizes, "gates_decided": decided}
+        if self._held is None:
+            return figures
+        return figures | self._distance(self.frozen, folded, self._held)
 
     def _shared(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.params.group == 1:
@@ -97,10 +99,3 @@ class Folding(LanguageModelling):
             return grafts.apply(model, [Recursive(loops=self.params.group, order="sequence", **how)])
         except ValueError as error:
             raise UserError(f"the layers that stay cannot share weights: {error}", fix="set `group: 1`") from error
-
-    def _distance(self, folded: PreTrainedModel) -> dict[str, float]:
-        if self.heldout is None:
-            return {}
-        folded, windows_NT = folded.to(self.worker.device), self._heldout(self.heldout)
-        size = self.measure_batch
-        return distance(self.frozen, folded, windows_NT, batch_size=size, progress=self._progress).metrics()

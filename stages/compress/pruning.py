@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from grafts.arithmetic import computing
 from grafts.loader import load_model, save_model, stored_dtype
 from stages.compress.masks import magnitude, save_masks, structured, unstructured, wanda
-from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.distance import distance
 from stages.evaluate.loading import DEVICE
+from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
     from stages.compress.prune import PruneParameters
@@ -88,17 +88,13 @@ def _mask(params: PruneParameters, name: str, weight_OI: Tensor, norm_I: Tensor 
 
 
 def _measured(params: PruneParameters, context: Context, model: PreTrainedModel) -> dict[str, Tensor]:
-    return input_norms(model, _windows(context, "data", params.calibration_windows).split(params.batch_size))
+    return input_norms(model, input_windows(context, "data", params.calibration_windows).split(params.batch_size))
 
 
 def _distance(params: PruneParameters, context: Context, pruned: PreTrainedModel) -> dict[str, float]:
     if context.inputs.get("heldout") is None:
         return {}
     parent = load_model(context.model("model").path, dtype=pruned.dtype).to(DEVICE)
-    windows_NT = _windows(context, "heldout", params.heldout_windows)
+    windows_NT = input_windows(context, "heldout", params.heldout_windows)
     size = params.batch_size
     return distance(parent, pruned.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()
-
-
-def _windows(context: Context, name: str, limit: int) -> Tensor:
-    return TokenWindows(context.dataset(name), context.scratch / "windows").tensor(limit)

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from grafts.loader import load_model
 from stages.compress.adapted import AdaptedLinear, reset
 from stages.compress.retraining import Retraining
-from stages.data.windows import TokenWindows
 from stages.training.recipe import Batch, Loss, Worker
 
 
@@ -89,10 +88,10 @@ class Reconstruction(Retraining):
 
     def _keep_best(self, model: Reconstructed) -> dict[str, float]:
         """Reset the adapters that left a larger error on the held-out text than they began with."""
-        if self.heldout is None:
+        if self._held is None:
             return {}
-        before = self._errors(self.build().to(self.worker.device))
-        after = self._errors(model)
+        before = self._errors(self.build().to(self.worker.device), self._held)
+        after = self._errors(model, self._held)
         for module, worse in zip(model.linears, after > before, strict=True):
             if worse:
                 reset(module)
@@ -100,11 +99,10 @@ class Reconstruction(Retraining):
         return {"initial_layer_error": before.mean().item(), "layer_error": best.mean().item()}
 
     @torch.no_grad()
-    def _errors(self, model: nn.Module) -> Tensor:
-        """The mean relative error of each linear on the held-out windows."""
-        assert self.heldout is not None, "asked for with held-out data only"
-        windows_NT = TokenWindows(self.heldout, self.cache).tensor(self.heldout_windows).to(self.worker.device)
-        sums = [model(self.dense, ids_BT).double().cpu() for ids_BT in windows_NT.split(self.measure_batch)]
+    def _errors(self, model: nn.Module, windows_NT: Tensor) -> Tensor:
+        """The mean relative error of each linear on `windows_NT`."""
+        batches = windows_NT.to(self.worker.device).split(self.measure_batch)
+        sums = [model(self.dense, ids_BT).double().cpu() for ids_BT in batches]
         return torch.stack(sums).sum(0) / windows_NT.numel()
 
 

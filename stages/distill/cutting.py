@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from grafts.depth import keep_layers, num_kept_layers, uniform_layers
 from grafts.loader import load_model, save_model, stored_dtype
-from stages.data.windows import TokenWindows
 from stages.distill.importance import Importance, ablation, measure
 from stages.distill.shapes import Shape
 from stages.distill.width import Kept, narrow
 from stages.evaluate.distance import distance
 from stages.evaluate.loading import DEVICE
+from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
     from stages.distill.student import StudentParameters
@@ -26,7 +26,7 @@ def cut_student(params: StudentParameters, shape: Shape, context: Context) -> tu
     """Write output `model`; the figures of it, and what was kept."""
     source = context.model("teacher").path
     teacher = load_model(source, dtype=stored_dtype(source)).to(DEVICE)
-    windows_NT = _windows(context, "data", params.calibration_windows) if params.measures else None
+    windows_NT = input_windows(context, "data", params.calibration_windows) if params.measures else None
     scores = None if windows_NT is None else measure(teacher, windows_NT.split(params.batch_size))
     layers, by_layer = _layers(params, teacher, windows_NT, scores, context)
     details: dict[str, Any] = {"layers": layers, "layer_scores": by_layer}
@@ -84,10 +84,6 @@ def _distance(
 ) -> dict[str, float]:
     if context.inputs.get("heldout") is None:
         return {}
-    windows_NT = _windows(context, "heldout", params.heldout_windows)
+    windows_NT = input_windows(context, "heldout", params.heldout_windows)
     size = params.batch_size
     return distance(teacher, student.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()
-
-
-def _windows(context: Context, name: str, limit: int) -> Tensor:
-    return TokenWindows(context.dataset(name), context.scratch / "windows").tensor(limit)

@@ -55,12 +55,13 @@ def measure(model: PreTrainedModel, batches: Sequence[Tensor]) -> Importance:
 def ablation(model: PreTrainedModel, windows_NT: Tensor, batch_size: int, progress: Progress | None = None) -> Tensor:
     """Rise of the mean negative log-likelihood, in nats a token, when a layer hands its input on; [L], float64."""
     layers, rises = decoder_layers(model), []
-    whole = likelihood(model, windows_NT, batch_size=batch_size).nats_per_token
-    for index, layer in enumerate(layers):
-        with without(layer):
-            rises.append(likelihood(model, windows_NT, batch_size=batch_size).nats_per_token - whole)
-        if progress:
-            progress(index + 1, len(layers), "layers")
+    with computing(model):
+        whole = likelihood(model, windows_NT, batch_size=batch_size).nats_per_token
+        for index, layer in enumerate(layers):
+            with without(layer):
+                rises.append(likelihood(model, windows_NT, batch_size=batch_size).nats_per_token - whole)
+            if progress:
+                progress(index + 1, len(layers), "layers")
     return torch.tensor(rises, dtype=torch.float64)
 
 

@@ -15,7 +15,6 @@ import grafts
 from grafts.loader import load_model, save_model, stored_dtype
 from grafts.recursive.exits import exits
 from grafts.recursive.graft import Recursive
-from stages.data.windows import TokenWindows
 from stages.distill.losses import distill_loss
 from stages.distill.recipe import Distillation
 from stages.distill.text import Text
@@ -23,6 +22,7 @@ from stages.errors import UserError
 from stages.evaluate.distance import distance, evaluating
 from stages.evaluate.loading import DEVICE
 from stages.training.recipe import Batch, Loss
+from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
     from stages.distill.recursive import RecursiveParameters
@@ -58,7 +58,7 @@ def _initial(params: RecursiveParameters, context: Context, looped: PreTrainedMo
     """The distance to the teacher before any training."""
     if context.inputs.get("heldout") is None:
         return {}
-    windows_NT = TokenWindows(context.dataset("heldout"), context.scratch / "windows").tensor(params.heldout_windows)
+    windows_NT = input_windows(context, "heldout", params.heldout_windows)
     teacher = load_model(context.model("teacher").path, dtype=looped.dtype).to(DEVICE)
     found = distance(
         teacher, looped.to(DEVICE), windows_NT, batch_size=params.micro_batch, progress=context.progress

@@ -25,7 +25,7 @@ from stages.distill.text import Text
 from stages.evaluate.distance import Distance, distance
 from stages.evaluate.matching import text_config
 from stages.training.recipe import Batch, Loss, Worker
-from stages.training.windows import WindowRecipe
+from stages.training.windows import WindowRecipe, first_windows
 
 if TYPE_CHECKING:
     from stages.distill.settings import DistillParameters
@@ -65,8 +65,8 @@ class Distillation(WindowRecipe):
     def prepare(self, worker: Worker) -> None:
         """Map the data, and load the teacher onto the device, frozen, unless a cache stands in for it."""
         windows = TokenWindows(self.data, self.cache)
-        heldout = TokenWindows(self.heldout, self.cache) if self.heldout else None
-        heldout_NT = heldout.tensor(self.params.heldout_windows) if heldout else None
+        limit = self.params.heldout_windows
+        heldout_NT = first_windows(self.heldout, self.cache, limit) if self.heldout else None
         cached = CachedTeacher(self.cached, self.cache) if self.cached else None
         self._live = _Live(worker, self._layer_terms(), None, cached, windows, heldout_NT)
         self._live.teacher = None if cached else self._load_teacher()
@@ -175,10 +175,11 @@ class Distillation(WindowRecipe):
             model,
             self.live.heldout,
             batch_size=self.params.micro_batch,
-            progress=lambda done, total, unit: self.live.worker.emit(
-                {"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"}
-            ),
+            progress=self._progress if self.live.worker.rank == 0 else None,
         )
+
+    def _progress(self, done: float, total: float, unit: str) -> None:
+        self.live.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
 
 
 @dataclass

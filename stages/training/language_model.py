@@ -17,7 +17,7 @@ from stages.evaluate.distance import distance
 from stages.training.apart import require_apart
 from stages.training.cross_entropy import IGNORED, cross_entropy
 from stages.training.recipe import Batch, Loss, Worker
-from stages.training.windows import WindowRecipe
+from stages.training.windows import WindowRecipe, first_windows
 
 
 @dataclass
@@ -33,19 +33,23 @@ class LanguageModelling(WindowRecipe):
     model: Model
     data: Dataset
     heldout: Dataset | None
-    """Measures the distance to `parent` at the end, on its first `heldout_windows` windows."""
+    """Measures the loss meanwhile and the distance to `parent` at the end, on its first `heldout_windows` windows."""
     heldout_windows: int
     measure_batch: int
-    """Windows in a forward pass of that measurement."""
+    """Windows in a forward pass of these measurements."""
     parent: Model
     cache: Path
     out: Path
     _worker: Worker | None = field(default=None, repr=False)
     _windows: TokenWindows | None = field(default=None, repr=False)
+    _held: Tensor | None = field(default=None, repr=False)
+    """Held-out token ids [N, T]."""
 
     def prepare(self, worker: Worker) -> None:
-        """Map the data."""
+        """Map the data, and read the held-out windows."""
         self._worker, self._windows = worker, TokenWindows(self.data, self.cache, apart=self.keeps_apart)
+        if self.heldout is not None:
+            self._held = first_windows(self.heldout, self.cache, self.heldout_windows)
 
     def build(self) -> nn.Module:
         """The model, in the precision of the training."""
@@ -81,20 +85,25 @@ class LanguageModelling(WindowRecipe):
         labels_BT = torch.where(positions_BT == 0, IGNORED, ids_BT)
         return Loss(cross_entropy(output.logits.flatten(0, 1), labels_BT[:, 1:].flatten()))
 
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The losses on the held-out windows, `heldout_` before their names."""
+        if self._held is None:
+            return {}
+        losses = self.mean_losses(model, self._held, self.measure_batch)
+        return {f"heldout_{name}": value for name, value in losses.items()}
+
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Save the model with its tokenizer, and measure it against its parent on the held-out windows."""
         assert isinstance(model, PreTrainedModel), f"expected a PreTrainedModel, got {type(model).__name__}"
         save_model(model, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
-        if self.heldout is None:
+        if self._held is None:
             return {}
-        parent = load_model(self.parent.path, dtype=self.worker.dtype).to(self.worker.device)
-        return distance(
-            parent, model, self._heldout(self.heldout), batch_size=self.measure_batch, progress=self._progress
-        ).metrics()
+        return self._distance(load_model(self.parent.path, dtype=self.worker.dtype), model, self._held)
 
-    def _heldout(self, heldout: Dataset) -> Tensor:
-        """Token ids [N, T]."""
-        return TokenWindows(heldout, self.cache).tensor(self.heldout_windows)
+    def _distance(self, parent: PreTrainedModel, model: PreTrainedModel, windows_NT: Tensor) -> dict[str, float]:
+        """Figures of `model` against `parent`, both where this runs."""
+        pair = [each.to(self.worker.device) for each in (parent, model)]
+        return distance(*pair, windows_NT, batch_size=self.measure_batch, progress=self._progress).metrics()
 
     def _progress(self, done: float, total: float, unit: str) -> None:
         self.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})

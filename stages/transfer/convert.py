@@ -144,14 +144,14 @@ class TransferConvert(Stage):
         """The model with its heads split, calibrated where there is text, on the device that measures."""
         import grafts
         from grafts.loader import load_model, stored_dtype
-        from stages.data.windows import TokenWindows
         from stages.evaluate.loading import DEVICE
+        from stages.training.windows import input_windows
 
         source, calibration = context.model("model").path, ()
         model = load_model(source, dtype=stored_dtype(source)).to(DEVICE)
         if context.inputs.get("data") is not None:
-            windows = TokenWindows(context.dataset("data"), context.scratch).tensor(self.params.calibration_windows)
-            calibration = windows.split(self.params.batch_size)
+            windows_NT = input_windows(context, "data", self.params.calibration_windows)
+            calibration = windows_NT.split(self.params.batch_size)
         try:
             return grafts.apply(model, [graft], calibration=calibration)
         except ValueError as error:
@@ -207,13 +207,12 @@ class TransferConvert(Stage):
         if context.inputs.get("heldout") is None:
             return {}
         from grafts.loader import load_model
-        from stages.data.windows import TokenWindows
         from stages.evaluate.distance import distance
+        from stages.training.windows import input_windows
 
         teacher = load_model(context.model("model").path, dtype=hybrid.dtype).to(hybrid.device)
-        windows = TokenWindows(context.dataset("heldout"), context.scratch).tensor(self.params.heldout_windows)
-        size = self.params.batch_size
-        return distance(teacher, hybrid, windows, batch_size=size, progress=context.progress).metrics()
+        windows_NT, size = input_windows(context, "heldout", self.params.heldout_windows), self.params.batch_size
+        return distance(teacher, hybrid, windows_NT, batch_size=size, progress=context.progress).metrics()
 
 
 def _check_model(model: Model) -> None:

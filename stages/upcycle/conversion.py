@@ -139,12 +139,12 @@ class Upcycle(Stage):
         heldout = context.inputs.get("heldout")
         if heldout is None and not is_exact:
             return {}
-        from stages.data.windows import TokenWindows
         from stages.evaluate.distance import distance
+        from stages.training.windows import input_windows
         from stages.upcycle.preservation import Pair, probe
 
         pair = Pair.load(seed, Model(context.output("model")), in_float32=is_exact)
-        windows = TokenWindows(heldout, context.scratch).tensor(self.params.heldout_windows) if heldout else None
+        windows = input_windows(context, "heldout", self.params.heldout_windows) if heldout else None
         found: dict[str, float] = {}
         if is_exact:
             found["max_logit_difference"] = pair.require_equal(probe(seed) if windows is None else windows[:1])

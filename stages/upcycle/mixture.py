@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from grafts.experts.routing import balance_loss, expert_load, router_entropy, z_loss
 from stages.artifacts import Dataset
-from stages.data.windows import TokenWindows
 from stages.training.cross_entropy import cross_entropy
-from stages.training.recipe import Batch, Loss
+from stages.training.recipe import Batch, Loss, Worker
+from stages.training.windows import first_windows
 from stages.upcycle.blend import Blended
 from stages.upcycle.loads import measure_loads
 from stages.upcycle.routing import Routing
@@ -33,6 +33,15 @@ class MixtureTraining(Blended):
     """Held-out text of each domain, to see which experts it goes to at the end."""
     loads_file: Path
     """Where that is written, as JSON: a list of `Loads`, one a domain."""
+    _held_domains: list[Tensor] = field(default_factory=list, repr=False)
+
+    def prepare(self, worker: Worker) -> None:
+        """Map the data, and read the held-out windows of all domains."""
+        super().prepare(worker)
+        self._held_domains = [
+            first_windows(domain, self.cache, self.heldout_windows, f"domains[{number}]")
+            for number, domain in enumerate(self.domains)
+        ]
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The losses of a micro-batch; those of the routers count once for each target token, as the text's does."""
@@ -50,10 +59,7 @@ class MixtureTraining(Blended):
     def finish(self, model: nn.Module) -> dict[str, float]:
         """As for any language model; then where the tokens of each domain go."""
         figures = super().finish(model)
-        loads = []
-        for domain in self.domains:
-            windows_NT = TokenWindows(domain, self.cache).tensor(self.heldout_windows)
-            loads.append(measure_loads(model, windows_NT, self.routing.top_k, self.measure_batch))
+        loads = [measure_loads(model, each, self.routing.top_k, self.measure_batch) for each in self._held_domains]
         self.loads_file.parent.mkdir(parents=True, exist_ok=True)
         self.loads_file.write_text(json.dumps([asdict(each) for each in loads]), encoding="utf-8")
         return figures

@@ -21,6 +21,7 @@ from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
 from tests.grafts.families import FAMILIES, tiny, tokens
 from tests.tiny import tiny_model
+from tests.upcycle.families import curve
 from tests.upcycle.families import run as upcycle
 
 STEP = 8 * 32
@@ -86,8 +87,10 @@ def fold(given: dict, directory: Path, **params) -> Context:
     stage = CompressFold(FoldParameters(**{**QUICK, "learning_rate": 0.05, "removed_fraction": 0.25, **params}))
     stage.preflight()
     stage.check(given)
-    context = Context(given, out=directory / "out", scratch=directory / "scratch", seed=1)
+    events: list[dict] = []
+    context = Context(given, directory / "out", directory / "scratch", seed=1, emit=events.append)
     stage.run(context)
+    context.events = events  # type: ignore[attr-defined]
     return context
 
 
@@ -136,6 +139,13 @@ def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
     shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
     with pytest.raises(UserError, match="the model has 1 layer, nothing can be dropped"):
         CompressFold(FoldParameters()).check(shallow)
+
+
+def test_the_held_out_loss_through_the_gates_has_a_curve(planted: dict, tmp_path: Path):
+    context = fold(planted, tmp_path, tokens=4 * STEP, evaluate_every=2)
+    losses = [curve(context, f"heldout_{name}") for name in ("loss", "ce", "gates")]
+    assert [len(values) for values in losses] == [2, 2, 2]
+    assert losses[0] == pytest.approx([ce + cost for ce, cost in zip(*losses[1:], strict=True)])
 
 
 def test_layers_that_cannot_share_are_refused_before_gates_are_trained(planted: dict, tmp_path: Path):

@@ -145,11 +145,11 @@ def prune(given: dict, directory: Path, **params) -> Context:
     return context
 
 
-def perp(given: dict, directory: Path, **params) -> dict[str, float]:
+def perp(given: dict, directory: Path, emit=lambda _: None, **params) -> dict[str, float]:
     stage = CompressPerp(PerpParameters(**{**QUICK, "rank": 4, **params}))
     stage.preflight()
     stage.check(given)
-    context = Context(given, out=directory / "out", scratch=directory / "scratch", seed=1)
+    context = Context(given, out=directory / "out", scratch=directory / "scratch", seed=1, emit=emit)
     stage.run(context)
     return context.results
 
@@ -234,6 +234,16 @@ def test_the_error_of_a_layer_is_what_it_says(pruned: dict, tmp_path: Path):
     ]
     gaps = [(x @ (weights[0] - weights[1]).T).square().sum(-1), (x @ weights[0].T).square().sum(-1)]
     torch.testing.assert_close(found, (gaps[0] / gaps[1]).sum())
+
+
+@pytest.mark.parametrize("objective", ["text", "layers"])
+def test_the_held_out_loss_has_a_curve_while_retraining(pruned: dict, tmp_path: Path, objective: str):
+    events: list[dict] = []
+    perp(pruned, tmp_path, events.append, objective=objective, tokens=4 * STEP, evaluate_every=2)
+    curves = [event["values"] for event in events if event["event"] == "curve"]
+    losses = [values["heldout_loss"] for values in curves if "heldout_loss" in values]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
 
 
 def test_what_did_not_help_is_put_back(pruned: dict, tmp_path: Path):

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import Dataset, Model, Report
 from stages.distill.logits import DistillLogits, DistillParameters
+from stages.distill.recipe import Distillation
 from stages.documentation import document
 from stages.errors import UserError
 from stages.stage import Context, Resources
 from stages.training.order import global_batch
+from stages.training.recipe import Worker
 from tests.tiny import tiny_model, tokens_dataset
 
 QUICK = {"batch_sequences": 8, "precision": "fp32", "learning_rate": 3e-3, "heldout_windows": 8}
@@ -112,6 +114,17 @@ def test_held_out_figures_have_curves_while_training(inputs: dict, tmp_path: Pat
     curves = [e for e in events if e["event"] == "curve"]
     assert [e["step"] for e in curves if "heldout_kl_to_parent" in e["values"]] == [2, 4]
     assert {"loss", "kl", "ce", "learning_rate", "grad_norm", "tokens_per_second"} <= curves[0]["values"].keys()
+
+
+def test_only_the_first_worker_tells_how_far_an_evaluation_is(inputs: dict, tmp_path: Path):
+    told = {}
+    for rank in (0, 1):
+        events: list[dict] = []
+        recipe = Distillation.of(DistillParameters(depth_fraction=1), Context(inputs, tmp_path / "out", tmp_path))
+        recipe.prepare(Worker(rank, 2, torch.device("cpu"), torch.float32, events.append))
+        assert recipe.evaluate(recipe.build())["heldout_kl_to_parent"] == 0
+        told[rank] = bool(events)
+    assert told == {0: True, 1: False}
 
 
 def test_two_workers_distil_the_same_student(inputs: dict, tmp_path: Path, ray_cluster):

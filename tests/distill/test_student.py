@@ -148,6 +148,13 @@ def test_nothing_cut_is_the_teacher(inputs: dict, tmp_path: Path):
     assert (found["kl_to_parent"], found["parameters_ratio"], found["layers"]) == (0, 1, 4)
 
 
+@pytest.mark.usefixtures("bare_cpu")
+def test_what_a_layer_is_worth_is_computed_in_float32_where_that_is_faster():
+    model = tiny().to(torch.bfloat16)
+    rises = ablation(model, tokens(4), batch_size=2)
+    assert torch.equal(rises, ablation(model.float(), tokens(4), batch_size=2))
+
+
 @pytest.mark.parametrize("depth", ["uniform", "block_influence", "ablation"])
 def test_depth_and_width_are_cut_and_told(inputs: dict, tmp_path: Path, depth: str):
     params = {"depth": depth, "depth_fraction": 0.5, "heads_fraction": 0.5, "ffn_fraction": 0.5, "multiple": 8}

@@ -9,12 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stages.artifacts import Dataset, Model
+from stages.distill.recipe import Distillation
+from stages.distill.settings import DistillParameters
 from stages.errors import UserError
 from stages.training.apart import require_apart
 from stages.training.cross_entropy import naive
 from stages.training.language_model import LanguageModelling
 from stages.training.recipe import Worker
+from stages.transfer.alignment import Alignment
 from stages.upcycle.blend import Blended
+from stages.upcycle.mixture import MixtureTraining
+from stages.upcycle.routing import Routing
 from tests.data.test_prepare import prepare
 from tests.tiny import text_dataset, tiny_model, tokens_dataset
 
@@ -77,6 +82,39 @@ def test_plain_windows_among_them_count_through(seed: Model, apart: Dataset, tmp
 def test_a_recipe_that_cannot_keep_them_apart_refuses(seed: Model, apart: Dataset, tmp_path: Path):
     with pytest.raises(UserError, match="attention: document"):
         recipe(LanguageModelling, seed, apart, tmp_path)
+
+
+@pytest.mark.parametrize("role", ["heldout", "domains[1]"])
+def test_held_out_text_is_opened_before_training(seed: Model, apart: Dataset, tmp_path: Path, role: str):
+    plain = tokens_dataset(tmp_path / "plain", seed.path, sequence_length=96)
+    heldout, domains = (apart, ()) if role == "heldout" else (plain, (plain, apart))
+    made = MixtureTraining(
+        model=seed,
+        data=plain,
+        heldout=heldout,
+        heldout_windows=1,
+        measure_batch=1,
+        parent=seed,
+        cache=tmp_path / "cache",
+        out=tmp_path / "out",
+        routing=Routing(2, 1),
+        balance_weight=0,
+        z_weight=0,
+        domains=domains,
+        loads_file=tmp_path / "loads.json",
+    )
+    with pytest.raises(UserError, match="models are measured on whole windows") as caught:
+        made.prepare(HERE)
+    assert (caught.value.where, caught.value.fix) == (role, f"prepare {role} with `attention: window`")
+
+
+def test_alignment_and_distillation_open_it_before_training_too(seed: Model, apart: Dataset, tmp_path: Path):
+    plain = tokens_dataset(tmp_path / "plain", seed.path, sequence_length=96)
+    alignment = Alignment(seed, seed, plain, apart, 1, 1, tmp_path / "cache", tmp_path / "out", tmp_path / "errors")
+    distillation = Distillation(seed, seed, plain, apart, DistillParameters(), tmp_path / "cache", tmp_path / "out")
+    for made in (alignment, distillation):
+        with pytest.raises(UserError, match="fix: prepare heldout with `attention: window`"):
+            made.prepare(HERE)
 
 
 def test_a_model_that_carries_one_document_into_the_next_is_found_out(seed: Model):

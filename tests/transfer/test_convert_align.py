@@ -20,6 +20,7 @@ from stages.transfer.convert import ConvertParams, TransferConvert
 from stages.transfer.mixers import load_mixers, relative_errors, teacher_calls
 from stages.upcycle.sparse import UpcycleSparse
 from tests.tiny import tiny_model, tokens_dataset
+from tests.upcycle.families import curve
 from tests.upcycle.families import run as upcycle
 
 AS_TEACHER = {"normalise": False, "full_rope": True, "full_length_scale": None, "full_output_gate": False}
@@ -49,8 +50,10 @@ def align(inputs: dict, student: Model, directory: Path, **params) -> Context:
     stage = TransferAlign(AlignParameters(**{**QUICK, **params}))
     stage.preflight()
     stage.check(given)
-    context = Context(given, out=directory / "out", scratch=directory / "scratch", resources=Resources())
+    events: list[dict] = []
+    context = Context(given, directory / "out", directory / "scratch", resources=Resources(), emit=events.append)
     stage.run(context)
+    context.events = events  # type: ignore[attr-defined]
     return context
 
 
@@ -187,6 +190,13 @@ def test_recomputed_activations_give_the_same_weights(inputs, student, tmp_path)
         align(inputs, student, tmp_path / name, tokens=3 * 8 * 32, activation_checkpointing=recompute)
     first, second = ((tmp_path / name / "out/model/model.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+def test_the_held_out_loss_has_a_curve_while_aligning(inputs, student, tmp_path):
+    context = align(inputs, student, tmp_path, tokens=6 * 8 * 32, learning_rate=1e-2, evaluate_every=3)
+    losses = curve(context, "heldout_loss")
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
 
 
 def test_a_student_without_hybrid_heads_is_refused(inputs, tmp_path):

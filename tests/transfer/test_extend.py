@@ -1,5 +1,6 @@
 """Stage 3 of hybrid transfer: plain training on long windows, measured against the model it began with."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_the_distance_is_to_the_teacher_when_there_is_one(inputs, tmp_path):
     teacher = Model(tiny_model(tmp_path / "teacher", seed=5))
     found = extend({**inputs, "teacher": teacher}, tmp_path, tokens=1, learning_rate=1e-12).results
     assert found["kl_to_parent"] > 1e-4, "the model itself has not moved, the teacher is another model"
+
+
+def test_the_held_out_loss_has_a_curve_while_training(inputs, tmp_path):
+    events = []
+    stage = TransferExtend(ExtendParameters(**QUICK, tokens=5 * 4 * 64, learning_rate=1e-2, evaluate_every=2))
+    context = Context(inputs, out=tmp_path / "out", scratch=tmp_path / "scratch", emit=events.append)
+    stage.run(context)
+    assert [event["step"] for event in heldout_curves(events)] == [2, 4]
+    events.clear()
+    stage = TransferExtend(stage.params.replaced(evaluate_every=5))
+    context = Context(inputs, out=tmp_path / "again", scratch=tmp_path / "again", emit=events.append)
+    stage.run(context)
+    [last] = heldout_curves(events)
+    assert math.exp(last["values"]["heldout_loss"]) == pytest.approx(context.results["child_perplexity"], rel=1e-4)
+
+
+def heldout_curves(events: list[dict]) -> list[dict]:
+    return [event for event in events if event["event"] == "curve" and "heldout_loss" in event["values"]]
 
 
 def test_windows_longer_than_the_context_are_refused(inputs, tmp_path):

@@ -139,6 +139,16 @@ def test_a_mixture_trains_and_tells_what_its_routers_do(given, tmp_path, name):
     assert type(model).__name__ == ("MixtralForCausalLM" if name == "sparse" else "GraftedLlamaForCausalLM")
 
 
+def test_held_out_losses_have_curves_while_training(given, tmp_path):
+    inputs = {"model": given["bam"], "data": given["data"], "heldout": given["heldout"], "parent": given["seed"]}
+    context = run(UpcycleMix, inputs, tmp_path, **QUICK, evaluate_every=4, learning_rate=5e-3)
+    found = {name: curve(context, f"heldout_{name}") for name in ("loss", "ce", "balance", "z", "load_max")}
+    assert all(len(values) == 1 for values in found.values())
+    assert math.exp(found["ce"][0]) == pytest.approx(context.results["child_perplexity"], rel=1e-4)
+    expected = found["ce"][0] + 1e-2 * found["balance"][0] + 1e-3 * found["z"][0]
+    assert found["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_is_shared_out_and_recomputed_changes_nothing(given, tmp_path):
     inputs, losses = {"model": given["bam"], "data": given["data"]}, []
     for name, options in {"plain": {}, "lean": {"zero_stage": 3, "activation_checkpointing": True}}.items():
