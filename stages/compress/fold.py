@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
@@ -39,6 +39,12 @@ class FoldParameters(TrainingParameters):
     heldout_windows: Annotated[int, Field(ge=1)] = 32
     """Windows of `heldout` on which the distance to the model is measured."""
 
+    @model_validator(mode="after")
+    def _recomputes_nothing(self) -> FoldParameters:
+        if self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: only gates train, they recompute nothing; lower micro_batch")
+        return self
+
     def num_kept(self, num_layers: int) -> int:
         """Layers that stay of so many, at least 2."""
         return max(2, round(num_layers * (1 - self.removed_fraction)))
@@ -47,6 +53,10 @@ class FoldParameters(TrainingParameters):
         """A few steps, with layers that a small model can spare."""
         windows = min(self.heldout_windows, 2)
         return super().smoke().replaced(heldout_windows=windows, group=min(self.group, 2), rank=min(self.rank, 4))
+
+    def smaller(self, workers: int) -> Self | None:  # noqa: ARG002
+        """Half the micro-batch, down to one sequence: beside the frozen model there is nothing to share out."""
+        return self.replaced(micro_batch=self.micro_batch // 2) if self.micro_batch > 1 else None
 
 
 class CompressFold(Stage):

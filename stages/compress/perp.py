@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.compress.mask_file import require_masks
 from stages.errors import UserError
+from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, TrainingParameters
+
+LINEARS: Final = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+"""Fields of a config that decide which linears there are, and their shapes."""
 
 
 class PerpParameters(TrainingParameters):
@@ -45,7 +49,15 @@ class PerpParameters(TrainingParameters):
             raise ValueError("vectors: false and adapter: none leave nothing to train; set one of them")
         if self.objective == "layers" and self.adapter == "none":
             raise ValueError("objective: layers fits adapters, and adapter: none has none; choose one")
+        if self.objective == "layers" and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: layers are fitted one by one; lower micro_batch")
         return self
+
+    def smaller(self, workers: int) -> Self | None:
+        """As for all training; linears that are fitted one by one have no activations to recompute."""
+        if self.objective == "text" or self.micro_batch > 1:
+            return super().smaller(workers)
+        return self.replaced(zero_stage=self.zero_stage + 1) if workers > 1 and self.zero_stage < 3 else None
 
     def smoke(self) -> Self:
         """A few steps at a low rank."""
@@ -87,6 +99,8 @@ class CompressPerp(Stage):
             )
         if inputs.get("parent") is not None:
             check_one_vocabulary(inputs["parent"], inputs["model"])
+            if self.params.objective == "layers":
+                _check_same_linears(inputs["parent"], inputs["model"])
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
                 check_data("model", inputs["model"], name, inputs[name])
@@ -103,3 +117,15 @@ class CompressPerp(Stage):
         context.metrics(**result.figures, **result.cost)
         details = {"parameters": self.params.identity(), "seed": context.seed}
         write_report(context.output("report"), "Retraining after pruning", result.figures, details)
+
+
+def _check_same_linears(parent: Model, model: Model) -> None:
+    """Every linear of the model is there in its parent, in the same shape."""
+    for name in LINEARS:
+        found = [text_config(each.config).get(name) for each in (parent, model)]
+        if found[0] != found[1]:
+            raise UserError(
+                f"linears are fitted to those of `parent`: it has {name} {found[0]}, the pruned model {found[1]}",
+                where="parent",
+                fix="give the model that was pruned, or set `objective: text`",
+            )

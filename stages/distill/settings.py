@@ -37,7 +37,7 @@ class DistillParameters(TrainingParameters):
     attention_weight: Weight = 0.0
     """Weight of the KL of attention patterns, in nats, mean over heads and pairs of layers. Student and teacher must
     have as many heads. Attention then runs unfused, with memory that grows by the square of the window."""
-    layer_map: tuple[tuple[Layer, Layer], ...] | None = None
+    layer_map: Annotated[tuple[tuple[Layer, Layer], ...], Field(min_length=1)] | None = None
     """Pairs of (student's layer, teacher's layer), from 0, for the two terms above. Null: every layer of the student
     with the layer it was kept from, or else with one as deep."""
     tail_layers: Annotated[int, Field(ge=1)] | None = None

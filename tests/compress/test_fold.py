@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from grafts.depth import keep_layers
@@ -146,6 +147,14 @@ def test_the_held_out_loss_through_the_gates_has_a_curve(planted: dict, tmp_path
     losses = [curve(context, f"heldout_{name}") for name in ("loss", "ce", "gates")]
     assert [len(values) for values in losses] == [2, 2, 2]
     assert losses[0] == pytest.approx([ce + cost for ce, cost in zip(*losses[1:], strict=True)])
+
+
+def test_less_memory_halves_the_micro_batch_and_nothing_else():
+    params = FoldParameters(micro_batch=2).smaller(workers=2)
+    assert params == FoldParameters(micro_batch=1)
+    assert params.smaller(workers=2) is None
+    with pytest.raises(ValidationError, match="activation_checkpointing: only gates train"):
+        FoldParameters(activation_checkpointing=True)
 
 
 def test_layers_that_cannot_share_are_refused_before_gates_are_trained(planted: dict, tmp_path: Path):

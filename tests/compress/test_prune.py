@@ -266,6 +266,17 @@ def test_only_what_is_asked_for_trains(pruned: dict, tmp_path: Path):
     assert trainable(vectors=False) == {"left", "right"}
 
 
+def test_less_memory_never_asks_linears_to_recompute():
+    assert PerpParameters(micro_batch=1).smaller(workers=1).activation_checkpointing
+    params = PerpParameters(objective="layers", micro_batch=2).smaller(workers=2)
+    assert (params.micro_batch, params.zero_stage) == (1, 0)
+    assert params.smaller(workers=1) is None
+    assert params.smaller(workers=2).zero_stage == 1
+    assert not params.smaller(workers=2).activation_checkpointing
+    with pytest.raises(ValidationError, match="activation_checkpointing: layers are fitted one by one"):
+        PerpParameters(objective="layers", activation_checkpointing=True)
+
+
 def test_what_cannot_be_pruned_or_retrained_is_refused(inputs: dict, pruned: dict, tmp_path: Path):  # noqa: F811
     with pytest.raises(UserError, match="measures the inputs of linears on text, and there is none"):
         CompressPrune(PruneParameters()).check({"model": inputs["teacher"]})
@@ -287,3 +298,7 @@ def test_what_cannot_be_pruned_or_retrained_is_refused(inputs: dict, pruned: dic
         CompressPerp(PerpParameters(objective="layers")).check(alone)
     with pytest.raises(UserError, match="vocabulary of 400"):
         CompressPerp(PerpParameters()).check({**pruned, "parent": other})
+    deeper = {**pruned, "parent": Model(tiny_model(tmp_path / "deeper", num_layers=5))}
+    with pytest.raises(UserError, match="it has num_hidden_layers 5, the pruned model 4"):
+        CompressPerp(PerpParameters(objective="layers")).check(deeper)
+    CompressPerp(PerpParameters()).check(deeper)

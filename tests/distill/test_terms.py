@@ -49,6 +49,11 @@ def insides(model: PreTrainedModel):
         return model(tokens(), output_hidden_states=True, output_attentions=True, use_cache=False)
 
 
+def test_a_map_of_no_layers_is_refused():
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        DistillParameters(hidden_weight=1, layer_map=())
+
+
 def test_terms_equal_naive_loops_and_are_zero_between_equals():
     teacher = tiny("qwen3")
     student = tiny("qwen3", seed=1, num_hidden_layers=2)
