@@ -113,7 +113,7 @@ class CompressFold(Stage):
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
         chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
-        details = {**chosen, "parameters": self.params.identity(), "seed": context.seed}
+        details = {**chosen, **result.details(self.params, context.seed)}
         write_report(context.output("report"), "Folding of layers", result.figures, details)
 
 

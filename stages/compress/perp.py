@@ -115,7 +115,7 @@ class CompressPerp(Stage):
         recipe = kind.of(self.params, context)
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
-        details = {"parameters": self.params.identity(), "seed": context.seed}
+        details = result.details(self.params, context.seed)
         write_report(context.output("report"), "Retraining after pruning", result.figures, details)
 
 

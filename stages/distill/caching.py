@@ -44,9 +44,13 @@ def write_cache(params: CacheParameters, context: Context) -> dict[str, float]:
     """Fill output `cache`; the figures of it."""
     data, teacher = context.dataset("data"), context.model("teacher")
     windows = TokenWindows(data, context.scratch / "windows")
-    predictor = Predictor(load_model(teacher.path, dtype=torch_dtype(params.precision)).to(DEVICE))
+    dtype = torch_dtype(params.precision)
+    arithmetic = str(dtype).removeprefix("torch.")
+    context.say(f"the teacher computes in {arithmetic}")
+    predictor = Predictor(load_model(teacher.path, dtype=dtype).to(DEVICE))
     writer = _Writer(params, predictor, windows, context.progress)
-    shards = list(_shards(windows, context.scratch / "shards"))
+    # `auto` may be another arithmetic on the machine that goes on: a cache is of one.
+    shards = list(_shards(windows, context.scratch / f"shards-{arithmetic}"))
     started = time.monotonic()
     for number, (file, rows) in enumerate(shards):
         if context.stopping():

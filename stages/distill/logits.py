@@ -75,7 +75,7 @@ class DistillLogits(Stage):
         recipe = Distillation.of(self.params, context)
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
-        details = {"parameters": self.params.identity(), "seed": context.seed}
+        details = result.details(self.params, context.seed)
         write_report(context.output("report"), "Logit distillation", result.figures, details)
 
 

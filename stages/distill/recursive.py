@@ -93,7 +93,7 @@ class DistillRecursive(DistillLogits):
         result = run_training(recipe, self.params, context)
         figures = {**converted.figures, **result.figures}
         context.metrics(**figures, **result.cost)
-        details = {"graft": converted.graft, "parameters": self.params.identity(), "seed": context.seed}
+        details = {"graft": converted.graft, **result.details(self.params, context.seed)}
         write_report(context.output("report"), "Recursive distillation", figures, details)
 
 

@@ -39,7 +39,7 @@ class Layout:
     @classmethod
     def of(cls, settings: TrainingParameters, worker: Worker) -> Layout:
         """The layout of training with `settings` on workers like `worker`."""
-        return cls(engine_stage(settings), worker.world_size, str(worker.dtype).removeprefix("torch."))
+        return cls(engine_stage(settings), worker.world_size, worker.computed_in)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def run_training(recipe: Recipe, settings: TrainingParameters, context: Context)
     """
     precision = settled(settings.precision, gpus=context.resources.gpus > 0)
     settled_settings, checkpoints = settings.replaced(precision=precision), context.scratch / "checkpoints"
-    task = Task(recipe, settled_settings, context.seed, checkpoints, stored=settings.precision)
+    task = Task(recipe, settled_settings, context.seed, checkpoints, asked=settings.precision)
     if context.resources.workers == 1:
         return train_here(task, context.emit, context.stopping)
     return _train_under_ray(task, context)

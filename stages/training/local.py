@@ -38,12 +38,12 @@ def train_as(task: Task, rank: int, world_size: int, emit: Emit, stopping: Stopp
     """What every worker does once its process group exists."""
     from stages.training.engine import use_accelerator
     from stages.training.loop import train
-    from stages.training.precision import stored_dtype, torch_dtype
+    from stages.training.precision import torch_dtype, written_dtype
     from stages.training.recipe import Worker
 
     device = use_accelerator()
     _open_deepspeed()
-    dtype, written = torch_dtype(task.settings.precision), stored_dtype(task.stored or task.settings.precision)
+    dtype, written = torch_dtype(task.settings.precision), written_dtype(task.asked or task.settings.precision)
     return train(task, Worker(rank, world_size, device, dtype, emit, stopping, written))
 
 

@@ -66,12 +66,12 @@ class _Loop:
         epochs = self.num_steps * self.settings.batch_sequences / self.recipe.num_samples
         self.telemetry.say(
             f"training {self.num_steps - first} steps of {self.step_tokens} tokens on {self.worker.world_size} "
-            f"worker(s), {epochs:.2f} times through the data"
+            f"worker(s) in {self.worker.computed_in}, {epochs:.2f} times through the data"
         )
         self.saved_at = time.monotonic()
         for step in range(first, self.num_steps):
             self._update(step)
-        return TrainingResult(self._finish(), self.telemetry.cost())
+        return TrainingResult(self._finish(), self.telemetry.cost(), self.worker.computed_in)
 
     def _update(self, step: int) -> None:
         started = time.monotonic()

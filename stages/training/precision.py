@@ -19,7 +19,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return getattr(torch, DTYPES[settled(precision, gpus=torch.cuda.is_available())])
 
 
-def stored_dtype(precision: Precision) -> torch.dtype:
+def written_dtype(precision: Precision) -> torch.dtype:
     """The dtype that trained weights are written in."""
     import torch
 

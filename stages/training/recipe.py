@@ -36,6 +36,11 @@ class Worker:
     """Type of the weights in the result, if not `dtype`."""
 
     @property
+    def computed_in(self) -> str:
+        """The name of `dtype`, such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def stored(self) -> torch.dtype:
         """What the weights of the result are written in: give it to `save_model`, then measure the model."""
         return self.written or self.dtype

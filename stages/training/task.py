@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.training.schedule import LearningRate
 
@@ -22,8 +22,8 @@ class Task:
     settings: TrainingParameters
     seed: int
     checkpoint_directory: Path
-    stored: Precision | None = None
-    """The precision that was asked for, which says what the result is written in; that of `settings` without it."""
+    asked: Precision | None = None
+    """The precision before `auto` was settled, which says what the result is written in; that of `settings` without."""
 
     def learning_rate(self, num_steps: int) -> LearningRate:
         """The learning rate of every step of a run of `num_steps`."""
@@ -44,3 +44,9 @@ class TrainingResult:
 
     figures: dict[str, float]
     cost: dict[str, float]
+    computed_in: str
+    """Type of forward and backward, `float32` or `bfloat16`: what `precision: auto` was where this trained."""
+
+    def details(self, params: TrainingParameters, seed: int) -> dict[str, Any]:
+        """What every report of a training says of how it was made."""
+        return {"parameters": params.identity(), "seed": seed, "computed_in": self.computed_in}

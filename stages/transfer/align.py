@@ -83,7 +83,7 @@ class TransferAlign(Stage):
         )
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
-        details: dict[str, Any] = {"parameters": self.params.identity(), "seed": context.seed}
+        details = result.details(self.params, context.seed)
         if recipe.heldout is not None:
             details["layer_error"] = json.loads(recipe.layer_errors.read_text(encoding="utf-8"))
         write_report(context.output("report"), "Alignment of hybrid layers", result.figures, details)

@@ -84,5 +84,5 @@ class TransferExtend(Stage):
         )
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
-        details = {"parameters": self.params.identity(), "seed": context.seed}
+        details = result.details(self.params, context.seed)
         write_report(context.output("report"), "Training on long windows", result.figures, details)

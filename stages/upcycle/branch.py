@@ -86,5 +86,5 @@ class UpcycleBranch(Stage):
         )
         result = run_training(recipe, self.params, context)
         context.metrics(**result.figures, **result.cost)
-        details = {"parameters": self.params.identity(), "replayed": replay is not None, "seed": context.seed}
+        details = {"replayed": replay is not None, **result.details(self.params, context.seed)}
         write_report(context.output("report"), "Training of a branch", result.figures, details)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
@@ -115,26 +116,25 @@ class UpcycleMix(Stage):
         loads = json.loads(recipe.loads_file.read_text(encoding="utf-8"))
         figures = {**result.figures, **load_figures(loads)}
         context.metrics(**figures, **result.cost)
-        self._report(context, figures, [short_name(data.name) or "text" for data in domains], loads)
-
-    def _report(
-        self, context: Context, figures: Mapping[str, float], names: Sequence[str], loads: Sequence[Mapping[str, Any]]
-    ) -> None:
-        out = context.output("report")
-        if loads:
-            from stages.upcycle.heat_map import draw_heat_map
-
-            panels = [("feed-forward experts", [_mean(each["feed_forward"]) for each in loads])]
-            if loads[0]["attention"]:
-                panels.append(("attention experts", [_mean(each["attention"]) for each in loads]))
-            draw_heat_map(out / FIGURE, names, panels)
         details = {
-            "parameters": self.params.identity(),
-            "seed": context.seed,
-            "domains": [{"name": name, **each} for name, each in zip(names, loads, strict=True)],
+            **result.details(self.params, context.seed),
+            "domains": [
+                {"name": short_name(data.name) or "text", **each} for data, each in zip(domains, loads, strict=True)
+            ],
             "figures": [FIGURE] if loads else [],
         }
-        write_report(out, "Training of a mixture", figures, details)
+        if loads:
+            _draw(context.output("report") / FIGURE, details["domains"])
+        write_report(context.output("report"), "Training of a mixture", figures, details)
+
+
+def _draw(file: Path, domains: Sequence[Mapping[str, Any]]) -> None:
+    from stages.upcycle.heat_map import draw_heat_map
+
+    panels = [("feed-forward experts", [_mean(each["feed_forward"]) for each in domains])]
+    if domains[0]["attention"]:
+        panels.append(("attention experts", [_mean(each["attention"]) for each in domains]))
+    draw_heat_map(file, [each["name"] for each in domains], panels)
 
 
 def _require_whole_micro_batches(params: MixParameters, workers: int) -> None:

@@ -130,7 +130,9 @@ def test_what_is_measured_is_what_was_written(planted: dict, tmp_path: Path):
     assert written_distance(planted["model"].path, tmp_path / "out/model", planted["heldout"], tmp_path) == {
         name: found[name] for name in ("kl_to_parent", "child_perplexity")
     }
-    gates = torch.tensor(Report(tmp_path / "out/report").content["details"]["gates"])
+    details = Report(tmp_path / "out/report").content["details"]
+    assert details["computed_in"] == "float32"
+    gates = torch.tensor(details["gates"])
     assert not torch.equal(gates.bfloat16().float(), gates), "gates are not written as weights, nor rounded like them"
 
 

@@ -35,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def cache(inputs: dict, directory: Path, *, stopping=lambda: False, **params) -> tuple[Dataset, dict[str, float]]:
-    stage = DistillCache(CacheParameters(precision="fp32", **params))
+    stage = DistillCache(CacheParameters(**{"precision": "fp32", **params}))
     stage.check(inputs)
     context = Context(inputs, out=directory / "out", scratch=directory / "scratch", stopping=stopping)
     context.scratch.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def test_it_goes_on_where_it_was_stopped_and_gives_equal_bytes(inputs: dict, tmp
     asked = iter([False, True])
     with pytest.raises(StoppedError, match="after shard 1 of 3"):
         cache(inputs, tmp_path / "a", top_k=4, batch_size=7, stopping=lambda: next(asked))
-    first = tmp_path / "a/scratch/shards/shard-00000.parquet"
+    first = tmp_path / "a/scratch/shards-float32/shard-00000.parquet"
     written = first.stat().st_mtime_ns
     found, _ = cache(inputs, tmp_path / "a", top_k=4, batch_size=7)
     assert [pq.read_metadata(shard).num_rows for shard in found.shards] == [7, 7, 6]
@@ -108,6 +108,16 @@ def test_it_goes_on_where_it_was_stopped_and_gives_equal_bytes(inputs: dict, tmp
     again, _ = cache(inputs, tmp_path / "b", top_k=4, batch_size=7)
     files = [{file.name: file.read_bytes() for file in each.path.iterdir()} for each in (found, again)]
     assert files[0] == files[1]
+
+
+def test_it_does_not_go_on_in_another_arithmetic(inputs: dict, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(caching, "SHARD_TOKENS", 7 * 16)
+    asked = iter([False, True])
+    with pytest.raises(StoppedError):
+        cache(inputs, tmp_path / "a", top_k=4, precision="bf16", stopping=lambda: next(asked))
+    mixed, _ = cache(inputs, tmp_path / "a", top_k=4, precision="fp32")
+    whole, _ = cache(inputs, tmp_path / "b", top_k=4, precision="fp32")
+    assert [shard.read_bytes() for shard in mixed.shards] == [shard.read_bytes() for shard in whole.shards]
 
 
 def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: Path):

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from grafts import arithmetic
 from stages.errors import UserError
 from stages.training import engine as engines
-from tests.training.language_model import LanguageModel, run
+from tests.training.language_model import LanguageModel, parameters, run
 
 
 def test_the_engine_is_deepspeeds_and_trains(recipe: LanguageModel, tmp_path: Path, monkeypatch):
@@ -138,6 +139,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_one(recipe: 
     ):
         run(recipe, tmp_path / "scratch", checkpoint_minutes=0)
     assert [step.name for step in (tmp_path / "scratch/checkpoints").glob("step-*")] == ["step-000000001"]
+
+
+def test_what_auto_was_is_told(recipe: LanguageModel, tmp_path: Path, monkeypatch):
+    for computes, dtype in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(arithmetic, "computes_in", lambda _dtype, _device="cpu", computes=computes: computes)
+        finished = run(recipe, tmp_path / dtype, precision="auto", tokens=1)
+        assert f"on 1 worker(s) in {dtype}, " in finished.events[0]["text"]
+        details = finished.result.details(parameters(recipe), seed=3)
+        assert (details["computed_in"], details["seed"]) == (dtype, 3)
 
 
 def test_nothing_is_compiled(recipe: LanguageModel, tmp_path: Path):
