@@ -12,7 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import SUPPORTED, check_data
+from stages.training.checks import SUPPORTED, check_data, check_plain
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
 
@@ -86,9 +86,7 @@ class CompressFold(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A standard model with layers to spare, which divide into groups."""
         model: Model = inputs["model"]
-        if model.grafts or "quantization_config" in model.config:
-            what = "has grafts" if model.grafts else "is quantised"
-            raise UserError(f"the model {what}: its layers cannot be dropped or shared", fix="fold first")
+        check_plain("model", model, "its layers cannot be dropped or shared", fix="fold first")
         _check_layers(model.config, shared=self.params.group > 1)
         num_layers = text_config(model.config)["num_hidden_layers"]
         num_kept = self.params.num_kept(num_layers)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data, num_experts
+from stages.training.checks import check_data, check_plain, num_experts
 
 
 class PruneParameters(Parameters):
@@ -71,9 +71,7 @@ class CompressPrune(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A standard model with weights, and text where inputs are measured."""
         model: Model = inputs["model"]
-        if model.grafts or "quantization_config" in model.config:
-            what = "has grafts" if model.grafts else "is quantised"
-            raise UserError(f"the model {what}: its linears cannot be pruned one by one", fix="prune first")
+        check_plain("model", model, "its linears cannot be pruned one by one", fix="prune first")
         count = num_experts(model)
         if count:
             raise UserError(

@@ -13,6 +13,7 @@ from stages.distill.settings import DistillParameters
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input
+from stages.training.checks import check_plain
 from stages.training.settings import TRAINED
 
 
@@ -78,7 +79,7 @@ class DistillRecursive(DistillLogits):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A standard teacher whose layers divide into the loops, and what all distillation asks for."""
         teacher: Model = inputs["teacher"]
-        _check_teacher(teacher)
+        check_plain("teacher", teacher, "its layers cannot share weights", fix="loop first, then convert further")
         _check_loops(self.params, text_config(teacher.config))
         super().check({**inputs, "student": teacher})
 
@@ -95,12 +96,6 @@ class DistillRecursive(DistillLogits):
         context.metrics(**figures, **result.cost)
         details = {"graft": converted.graft, **result.details(self.params, context.seed)}
         write_report(context.output("report"), "Recursive distillation", figures, details)
-
-
-def _check_teacher(teacher: Model) -> None:
-    if teacher.grafts or "quantization_config" in teacher.config:
-        what = f"has grafts ({', '.join(g['name'] for g in teacher.grafts)})" if teacher.grafts else "is quantised"
-        raise UserError(f"the teacher {what}: its layers cannot share weights", fix="loop first, then convert further")
 
 
 def _check_loops(params: RecursiveParameters, config: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from stages.distill.shapes import Shape, require_possible, student_shape
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import SUPPORTED, check_data
+from stages.training.checks import SUPPORTED, check_data, check_plain
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -129,10 +129,8 @@ class DistillStudent(Stage):
 
 
 def _check_standard(teacher: Model) -> None:
+    check_plain("teacher", teacher, "nothing can be cut out of it", fix="prune before any conversion")
     kind = teacher.config.get("model_type")
-    if teacher.grafts or "quantization_config" in teacher.config:
-        what = "has grafts" if teacher.grafts else "is quantised"
-        raise UserError(f"the teacher {what}, nothing can be cut out of it", fix="prune before any conversion")
     if kind not in SUPPORTED:
         raise UserError(
             f"the parts of a {kind} are not known: supported are {', '.join(SUPPORTED)}",

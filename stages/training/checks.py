@@ -35,6 +35,17 @@ def check_data(role: str, model: Model, name: str, data: Dataset) -> None:
         )
 
 
+def check_plain(role: str, model: Model, reason: str, fix: str) -> None:
+    """The model, the `role`, is of a standard class and holds its weights as they are. Raises UserError with `reason`
+    for what cannot be done else.
+    """
+    if not model.grafts and "quantization_config" not in model.config:
+        return
+    names = ", ".join(graft["name"] for graft in model.grafts)
+    what = f"has grafts ({names})" if names else "is quantised"
+    raise UserError(f"the {role} {what}: {reason}", fix=fix)
+
+
 def num_experts(model: Model) -> int:
     """Feed-forward experts in a layer of a model of a standard class; 0 when it is dense."""
     config = text_config(model.config)

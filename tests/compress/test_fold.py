@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from stages.artifacts import Model, Report
 from stages.compress.fold import CompressFold, FoldParameters
 from stages.compress.folding import Folding
 from stages.compress.gates import Gates, gated, kept_layers, penalty
+from stages.compress.prune import CompressPrune, PruneParameters
 from stages.errors import UserError
 from stages.stage import Context
 from stages.upcycle.sparse import UpcycleSparse
@@ -26,6 +28,7 @@ from tests.upcycle.families import curve
 from tests.upcycle.families import run as upcycle
 
 STEP = 8 * 32
+GRAFTED = {"model_type": "regraft", "grafts": [{"name": "recursive"}]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,6 +143,13 @@ def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
     with pytest.raises(UserError, match="3 of 4 layers stay, which do not divide into groups of 2"):
         CompressFold(FoldParameters(removed_fraction=0.25, group=2)).check(planted)
     shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
+    for extra, what in (({"quantization_config": {}}, "is quantised"), (GRAFTED, r"has grafts \(recursive\)")):
+        config = tmp_path / next(iter(extra)) / "config.json"
+        config.parent.mkdir()
+        config.write_text(json.dumps({**planted["model"].config, **extra}))
+        for stage in (CompressFold(FoldParameters()), CompressPrune(PruneParameters(method="magnitude"))):
+            with pytest.raises(UserError, match=f"^the model {what}: its l"):
+                stage.check({**planted, "model": Model(config.parent)})
     with pytest.raises(UserError, match="the model has 1 layer, nothing can be dropped"):
         CompressFold(FoldParameters()).check(shallow)
 

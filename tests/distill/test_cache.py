@@ -117,7 +117,8 @@ def test_it_does_not_go_on_in_another_arithmetic(inputs: dict, tmp_path: Path, m
         cache(inputs, tmp_path / "a", top_k=4, precision="bf16", stopping=lambda: next(asked))
     mixed, _ = cache(inputs, tmp_path / "a", top_k=4, precision="fp32")
     whole, _ = cache(inputs, tmp_path / "b", top_k=4, precision="fp32")
-    assert [shard.read_bytes() for shard in mixed.shards] == [shard.read_bytes() for shard in whole.shards]
+    pairs = zip(mixed.shards, whole.shards, strict=True)
+    assert all(ours.read_bytes() == theirs.read_bytes() for ours, theirs in pairs)
 
 
 def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: Path):
