@@ -40,8 +40,9 @@ def run_training(recipe: Recipe, settings: TrainingParameters, context: Context)
     StageError when a worker is lost.
     """
     precision = settled(settings.precision, gpus=context.resources.gpus > 0)
-    settled_settings, checkpoints = settings.replaced(precision=precision), context.scratch / "checkpoints"
-    task = Task(recipe, settled_settings, context.seed, checkpoints, asked=settings.precision)
+    # Not `replaced`, which checks again what people may set: a proxy has its evaluations set for it.
+    computing = settings.model_copy(update={"precision": precision})
+    task = Task(recipe, computing, context.seed, context.scratch / "checkpoints", asked=settings.precision)
     if context.resources.workers == 1:
         return train_here(task, context.emit, context.stopping)
     return _train_under_ray(task, context)
