@@ -103,8 +103,8 @@ def save_model(
 ) -> None:
     """Write `model` into `directory` as safetensors with its config, and the tokenizer files of `tokenizer_from`.
 
-    `state_dict` replaces the model's own tensors (packed weights, say); `dtype` is that of the written parameters, the
-    model's own without it. Tied tensors are written once. Nothing of the
+    `state_dict` replaces the model's own tensors (packed weights, say); `dtype` is that of the written tensors, the
+    model's own without it; with it the model keeps the rounded values. Tied tensors are written once. Nothing of the
     machine enters the bytes: no time, and no path (`_name_or_path` is dropped from the config).
     """
     directory.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from grafts.arithmetic import computing
 from grafts.bases import decoder_layers
 from stages.distill.shapes import Shape
 from stages.evaluate.likelihood import Progress, likelihood
+from stages.forwarding import forwarding
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,8 @@ def ablation(model: PreTrainedModel, windows_NT: Tensor, batch_size: int, progre
 @contextmanager
 def without(layer: nn.Module) -> Iterator[None]:
     """Let `layer` hand its input on, for a while."""
-    layer.forward = lambda hidden_states, *_args, **_options: hidden_states
-    try:
+    with forwarding(layer, lambda hidden_states, *_args, **_options: hidden_states):
         yield
-    finally:
-        del layer.forward
 
 
 def hidden_norms(model: PreTrainedModel) -> list[nn.Module]:

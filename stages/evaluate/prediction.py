@@ -11,8 +11,7 @@ other; else whole logits are used.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from stages.forwarding import forwarding
 
 PROBE_TOKENS = 8
 """Tokens on which the two ways are compared."""
@@ -125,19 +126,5 @@ def _run_tail(model: nn.Module, body: nn.Module, output: Any, hidden_BTH: Tensor
     """What the model's `forward` makes of `hidden_BTH`, as if its body had returned them for `ids_BT`."""
     part = copy(output)
     part.last_hidden_state = hidden_BTH
-    with _returning(body, part):
+    with forwarding(body, lambda *_args, **_options: part):
         return model(input_ids=ids_BT, use_cache=False).logits
-
-
-@contextmanager
-def _returning(body: nn.Module, output: Any) -> Iterator[None]:
-    """Let `body` return `output`, whatever it is called with, for a while."""
-    own = vars(body).get("forward")
-    body.forward = lambda *_args, **_options: output
-    try:
-        yield
-    finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own

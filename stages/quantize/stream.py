@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from grafts.arithmetic import computing, raised
 from grafts.depth import layers_name
 from stages.errors import UserError
+from stages.forwarding import forwarding
 
 PROBE_TOKENS: Final = 64
 """Tokens of the windows that structure is looked for with."""
@@ -102,7 +103,7 @@ class LayerStream:
             in_tuple = isinstance(self.layers[name](probe.hidden, *probe.call.args, **probe.call.kwargs), tuple)
         with ExitStack() as stack:
             for layer in self.layers.values():
-                stack.enter_context(_handing_on(layer, in_tuple=in_tuple))
+                stack.enter_context(forwarding(layer, lambda x, *_, **__: (x,) if in_tuple else x))
             return self._calls_of(ids_BT, self._names)
 
     def _calls_of(self, ids_BT: Tensor, names: Sequence[str]) -> dict[str, Probe]:
@@ -124,16 +125,6 @@ class LayerStream:
 
 class _EnoughError(Exception):
     """The last layer's input is known: the rest of the forward pass is not needed."""
-
-
-@contextmanager
-def _handing_on(layer: nn.Module, *, in_tuple: bool) -> Iterator[None]:
-    """Let `layer` return its hidden states, for a while."""
-    layer.forward = lambda hidden_BTH, *_args, **_options: (hidden_BTH,) if in_tuple else hidden_BTH
-    try:
-        yield
-    finally:
-        del layer.forward
 
 
 @contextmanager
