@@ -7,7 +7,7 @@ are summed, a method turns them and the weights into codes, and all of it is dro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -112,21 +112,23 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
         for name in group.chosen:
             weight_OI = layer.linears[name].weight.data
             rounded_OI = dequantise(scheme.round(weight_OI))
-            found.rounded_errors[name] = output_error(weight_OI, rounded_OI, group.covariance)
+            (found.rounded_errors[name],) = output_errors(weight_OI, [rounded_OI], group.covariance)
     for name, solved in method.solve(layer).items():
         found.packed.add(name, solved.weight, solved.quantised)
-        kept_OI, restored_OI = dequantise(solved.quantised), solved.restored
-        found.uncorrected_errors[name] = output_error(solved.weight, kept_OI, solved.covariance)
-        found.output_errors[name] = output_error(solved.weight, restored_OI, solved.covariance)
-        layer.linears[name].weight.data = restored_OI.to(solved.weight.dtype)
+        made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
+        errors = output_errors(solved.weight, made, solved.covariance)
+        found.uncorrected_errors[name], found.output_errors[name] = errors[0], errors[-1]
+        layer.linears[name].weight.data = made[-1].to(solved.weight.dtype)
 
 
-def output_error(weight_OI: Tensor, restored_OI: Tensor, covariance_II: Tensor) -> float:
-    """||(W - W') X|| / ||W X|| for inputs X of that second moment; 0 where W X is zero."""
-    covariance_II = covariance_II.float()
-    moved = output_change(weight_OI.float() - restored_OI.float(), covariance_II)
-    whole = output_change(weight_OI.float(), covariance_II)
-    return (moved.clamp(min=0) / whole).sqrt().item() if whole > 0 else 0.0
+def output_errors(weight_OI: Tensor, made: Sequence[Tensor], covariance_II: Tensor) -> list[float]:
+    """||(W - W') X|| / ||W X|| of each W' of `made`, for inputs X of that second moment; 0 where W X is zero."""
+    weight_OI, covariance_II = weight_OI.float(), covariance_II.float()
+    whole = output_change(weight_OI, covariance_II)
+    if not whole > 0:
+        return [0.0] * len(made)
+    moved = [output_change(weight_OI - each_OI.float(), covariance_II) for each_OI in made]
+    return [(each.clamp(min=0) / whole).sqrt().item() for each in moved]
 
 
 def _require_tokens(windows_NT: Tensor, chosen: Targets) -> None:
