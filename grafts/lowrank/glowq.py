@@ -47,7 +47,8 @@ def solve(errors: Sequence[Tensor], roots: Roots, rank: int, *, seed: int = 0, r
     the exact projection of M. `randomised` trades a little of the optimum for time; it is a function of `seed`.
     """
     stacked_OI = torch.cat([error.double() for error in errors])
-    basis_OK, core_KI = torch.linalg.qr(stacked_OI)
+    tall = len(stacked_OI) > stacked_OI.shape[1]  # else the decomposition is as large as what is decomposed
+    basis_OK, core_KI = torch.linalg.qr(stacked_OI) if tall else (None, stacked_OI)
     whitened_KI = roots.whiten(core_KI)
     rank = min(rank, *whitened_KI.shape)
     if randomised:
@@ -55,7 +56,8 @@ def solve(errors: Sequence[Tensor], roots: Roots, rank: int, *, seed: int = 0, r
     else:
         left_KR, values_R, right_RI = truncated_svd(whitened_KI, rank)
     strength_R = values_R.sqrt()
-    left_OR, right_RI = basis_OK @ (left_KR * strength_R), roots.unwhiten(strength_R[:, None] * right_RI)
+    left_OR, right_RI = left_KR * strength_R, roots.unwhiten(strength_R[:, None] * right_RI)
+    left_OR = left_OR if basis_OK is None else basis_OK @ left_OR
     return _correction(left_OR, right_RI, values_R, whitened_KI, errors)
 
 
@@ -105,8 +107,9 @@ def randomised_svd(
     basis_KW = torch.linalg.qr(matrix_KI @ sketch_IW).Q
     for _ in range(iterations):
         basis_KW = torch.linalg.qr(matrix_KI @ torch.linalg.qr(matrix_KI.T @ basis_KW).Q).Q
-    left_WR, values_R, right_RI = truncated_svd(basis_KW.T @ matrix_KI, rank)
-    return basis_KW @ left_WR, values_R, right_RI
+    directions_IW, core_WW = torch.linalg.qr(matrix_KI.T @ basis_KW)
+    left_WR, values_R, right_RW = truncated_svd(core_WW.T, rank)
+    return basis_KW @ left_WR, values_R, right_RW @ directions_IW.T
 
 
 def _correction(

@@ -63,7 +63,7 @@ def test_triangular_roots_are_roots(width: int, tokens: int, seed: int):
     sigma = shrink(x_NI.T @ x_NI / tokens)
     found = triangular_roots(sigma)
     torch.testing.assert_close(found.root @ found.root.T, sigma, **CLOSE)
-    torch.testing.assert_close(found.root @ found.inverse, torch.eye(width, dtype=torch.float64), **CLOSE)
+    torch.testing.assert_close(found.unwhiten(found.root), torch.eye(width, dtype=torch.float64), **CLOSE)
 
 
 def test_a_covariance_without_variance_in_some_direction_has_no_triangular_root():
