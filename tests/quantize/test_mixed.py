@@ -27,7 +27,7 @@ NONE = {"added_bytes_ratio": 0.0}
 
 
 def test_with_enough_for_all_it_is_the_base_in_more_bits(tmp_path: Path, parent: Path, tokens: Dataset):
-    ours = quantize("mixed", parent, tmp_path, tokens, bits=3, added_bytes_ratio=1.0, base="gptq")
+    ours = quantize("mixed", parent, tmp_path, tokens, bits=3, added_bytes_ratio=1.0, base="gptq", sequential=False)
     base = quantize("gptq", parent, tmp_path, tokens, bits=4, sequential=False)
     assert ours.results["upgraded_share"] == 1
     found, expected = (load_file(each.output("model") / "model.safetensors") for each in (ours, base))
