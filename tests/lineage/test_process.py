@@ -157,7 +157,7 @@ def test_the_server_shows_the_runs_and_stops_with_the_command(own_store: Path) -
     with urllib.request.urlopen(picture, timeout=20) as answer:
         assert answer.headers["Content-Type"].startswith("image/svg+xml")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
