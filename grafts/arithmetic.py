@@ -35,6 +35,11 @@ def computing_dtype(stored: torch.dtype, device: str = "cpu") -> torch.dtype:
     return stored if computes_in(stored, device) else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, as configs and reports have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 @contextmanager
 def computing(*models: nn.Module) -> Iterator[None]:
     """Raise `models` to the type they compute fastest in, for a while; their own tensors come back untouched.

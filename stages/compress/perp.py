@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.compress.mask_file import require_masks
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import first_difference
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
@@ -121,11 +121,10 @@ class CompressPerp(Stage):
 
 def _check_same_linears(parent: Model, model: Model) -> None:
     """Every linear of the model is there in its parent, in the same shape."""
-    for name in LINEARS:
-        found = [text_config(each.config).get(name) for each in (parent, model)]
-        if found[0] != found[1]:
-            raise UserError(
-                f"linears are fitted to those of `parent`: it has {name} {found[0]}, the pruned model {found[1]}",
-                where="parent",
-                fix="give the model that was pruned, or set `objective: text`",
-            )
+    if differs := first_difference(parent, model, LINEARS):
+        name, theirs, ours = differs
+        raise UserError(
+            f"linears are fitted to those of `parent`: it has {name} {theirs}, the pruned model {ours}",
+            where="parent",
+            fix="give the model that was pruned, or set `objective: text`",
+        )

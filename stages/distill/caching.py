@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from grafts.arithmetic import dtype_name
 from grafts.loader import load_model
 from stages.data.windows import TokenWindows
 from stages.distill.cache_card import CacheCard
@@ -45,7 +46,7 @@ def write_cache(params: CacheParameters, context: Context) -> dict[str, float]:
     data, teacher = context.dataset("data"), context.model("teacher")
     windows = TokenWindows(data, context.scratch / "windows")
     dtype = torch_dtype(params.precision)
-    arithmetic = str(dtype).removeprefix("torch.")
+    arithmetic = dtype_name(dtype)
     context.say(f"the teacher computes in {arithmetic}")
     predictor = Predictor(load_model(teacher.path, dtype=dtype).to(DEVICE))
     writer = _Writer(params, predictor, windows, context.progress)

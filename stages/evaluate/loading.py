@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 
+from grafts.arithmetic import dtype_name
 from grafts.loader import load_model
 from grafts.quantised.linear import hold_weights
 from stages.artifacts import Model
@@ -31,4 +32,4 @@ def load_for_evaluation(
 
 def computed_in(dtype: ComputeType) -> str:
     """The name of the type that `dtype` means here, for reports."""
-    return str(compute_dtype(dtype, DEVICE.type)).removeprefix("torch.")
+    return dtype_name(compute_dtype(dtype, DEVICE.type))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from stages.artifacts import Dataset, Model
@@ -111,3 +112,12 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a `config.json` that describes the language model: below the grafts, beside other modalities."""
     base = config.get("base", config)
     return base.get("text_config", base)
+
+
+def first_difference(one: Model, other: Model, names: Iterable[str]) -> tuple[str, Any, Any] | None:
+    """The first of these fields that two models' configs have otherwise, with both values; None when all agree."""
+    ours, theirs = text_config(one.config), text_config(other.config)
+    for name in names:
+        if ours.get(name) != theirs.get(name):
+            return name, ours.get(name), theirs.get(name)
+    return None

@@ -15,9 +15,11 @@ def require_float32_masters(optimizer: Any) -> None:
     """Raise UserError unless `optimizer` (torch's, or DeepSpeed's around it) updates float32 tensors only."""
     import torch
 
+    from grafts.arithmetic import dtype_name
+
     inner = getattr(optimizer, "optimizer", optimizer)
     found = {tensor.dtype for group in inner.param_groups for tensor in group["params"]}
-    other = sorted(str(dtype).removeprefix("torch.") for dtype in found - {torch.float32})
+    other = sorted(dtype_name(dtype) for dtype in found - {torch.float32})
     if other:
         raise UserError(
             f"the optimiser updates {', '.join(other)} weights, a proxy needs float32 master weights: its updates are "

@@ -158,10 +158,10 @@ def require_known_ids(context: Context, name: str, windows_NT: torch.Tensor) -> 
 
 
 def _computed_in(source: Path) -> str:
-    from grafts.arithmetic import computing_dtype
+    from grafts.arithmetic import computing_dtype, dtype_name
     from grafts.loader import stored_dtype
 
-    return str(computing_dtype(stored_dtype(source))).removeprefix("torch.")
+    return dtype_name(computing_dtype(stored_dtype(source)))
 
 
 def _sizes(source: Path, out: Path) -> dict[str, float]:

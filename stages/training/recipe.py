@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grafts.arithmetic import dtype_name
+
 Emit = Callable[[dict[str, Any]], None]
 """Where events go: `Context.emit`, or whatever brings them there from another process."""
 
@@ -38,7 +40,7 @@ class Worker:
     @property
     def computed_in(self) -> str:
         """The name of `dtype`, such as `float32`."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     @property
     def stored(self) -> torch.dtype:

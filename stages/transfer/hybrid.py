@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.artifacts import Model
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import first_difference
 from stages.training.checks import check_one_vocabulary
 
 HYBRID = "hybrid_heads"
@@ -21,11 +21,10 @@ def check_pair(teacher: Model, student: Model) -> None:
             where="student",
             fix="give the model of a `transfer.convert`",
         )
-    for name in ATTENTION:
-        sizes = [text_config(model.config).get(name) for model in (teacher, student)]
-        if sizes[0] != sizes[1]:
-            raise UserError(
-                f"the teacher has {name} {sizes[0]}, the student {sizes[1]}",
-                where="student",
-                fix="give the model that `transfer.convert` made of this teacher",
-            )
+    if differs := first_difference(teacher, student, ATTENTION):
+        name, theirs, ours = differs
+        raise UserError(
+            f"the teacher has {name} {theirs}, the student {ours}",
+            where="student",
+            fix="give the model that `transfer.convert` made of this teacher",
+        )
