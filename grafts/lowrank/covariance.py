@@ -15,7 +15,7 @@ from torch import Tensor
 CHUNK_TOKENS: Final = 2048
 """Tokens multiplied at once, in float32; the products are summed in float64."""
 CHUNK_FEATURES: Final = 1024
-"""Rows of the product made at once; only what is right of the diagonal block is computed."""
+"""Columns multiplied at once where half of a product is known: by symmetry, or as zero."""
 SHRINKAGE: Final = 0.05
 """Share of the mean variance that every direction gets, as in GlowQ's code."""
 EIGENVALUE_FLOOR: Final = 1e-8
@@ -90,13 +90,20 @@ class Roots(NamedTuple):
 
     def whiten(self, matrix_OI: Tensor) -> Tensor:
         """`matrix_OI` times S, in float64: its Frobenius norm is the output's root mean square."""
-        return _times(matrix_OI.double(), self.root)
+        return self._applied(matrix_OI.double(), self.root)
+
+    def power(self, matrix_OI: Tensor) -> float:
+        """||D S||_F^2 in float32: a figure to divide by."""
+        return self._applied(matrix_OI.float(), self.root.float()).square().sum().item()
 
     def unwhiten(self, matrix_RI: Tensor) -> Tensor:
         """`matrix_RI` times S^-1."""
         if self.inverse is None:
             return torch.linalg.solve_triangular(self.root, matrix_RI, upper=False, left=False)
         return _times(matrix_RI, self.inverse)
+
+    def _applied(self, matrix_OI: Tensor, root: Tensor) -> Tensor:
+        return _times_triangular(matrix_OI, root) if self.inverse is None else _times(matrix_OI, root)
 
 
 def shrink(covariance_II: Tensor, share: float = SHRINKAGE) -> Tensor:
@@ -133,14 +140,29 @@ def diagonal_roots(variance_I: Tensor) -> Roots:
 
 
 def output_change(change_OI: Tensor, covariance_II: Tensor) -> Tensor:
-    """tr(D Sigma D^T): the mean squared length by which a linear's output moves when its weight moves by D."""
+    """tr(D Sigma D^T): the mean squared length by which a linear's output moves when its weight moves by D.
+
+    Sigma is symmetric: only what is right of its diagonal blocks is multiplied.
+    """
     change_OI = change_OI.to(covariance_II.dtype)
-    return ((change_OI @ covariance_II) * change_OI).sum()
+    total = covariance_II.new_zeros(())
+    for start in range(0, change_OI.shape[1], CHUNK_FEATURES):
+        stop = start + CHUNK_FEATURES
+        block_OC = change_OI[:, start:stop]
+        total += ((block_OC @ covariance_II[start:stop, start:stop]) * block_OC).sum()
+        total += 2 * ((block_OC @ covariance_II[start:stop, stop:]) * change_OI[:, stop:]).sum()
+    return total
 
 
 def _above_floor(eigenvalues_I: Tensor) -> Tensor:
     mean = eigenvalues_I.mean()
     return eigenvalues_I.clamp(min=(mean * EIGENVALUE_FLOOR).item()) if mean > 0 else torch.ones_like(eigenvalues_I)
+
+
+def _times_triangular(matrix_OI: Tensor, root_II: Tensor) -> Tensor:
+    """`matrix_OI` times a lower triangular matrix, without what is right of its diagonal blocks."""
+    starts = range(0, len(root_II), CHUNK_FEATURES)
+    return torch.cat([matrix_OI[:, at:] @ root_II[at:, at : at + CHUNK_FEATURES] for at in starts], dim=1)
 
 
 def _times(matrix: Tensor, root: Tensor) -> Tensor:

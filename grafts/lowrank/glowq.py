@@ -47,8 +47,9 @@ def solve(errors: Sequence[Tensor], roots: Roots, rank: int, *, seed: int = 0, r
     the exact projection of M. `randomised` trades a little of the optimum for time; it is a function of `seed`.
     """
     stacked_OI = torch.cat([error.double() for error in errors])
-    tall = len(stacked_OI) > stacked_OI.shape[1]  # else the decomposition is as large as what is decomposed
-    basis_OK, core_KI = torch.linalg.qr(stacked_OI) if tall else (None, stacked_OI)
+    # A sketch is cheaper than the decomposition that would shrink what is sketched, and wide errors do not shrink.
+    shrinks = not randomised and len(stacked_OI) > stacked_OI.shape[1]
+    basis_OK, core_KI = torch.linalg.qr(stacked_OI) if shrinks else (None, stacked_OI)
     whitened_KI = roots.whiten(core_KI)
     rank = min(rank, *whitened_KI.shape)
     if randomised:

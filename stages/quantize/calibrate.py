@@ -48,6 +48,11 @@ class Method(ABC):
     def solve(self, layer: Layer) -> Mapping[str, Solved]:
         """Codes for every chosen linear. It may change the layer's other weights, never what the layer computes."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its codes are those of rounding to nearest."""
+        return False
+
     def details(self) -> Mapping[str, Any]:
         """What the report should tell of the layers solved so far."""
         return {}
@@ -109,7 +114,7 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
     for group in layer.groups:
         found.groups.append(group.readers)
         found.unseen.extend(group.chosen if group.num_tokens == 0 else ())
-        for name in group.chosen:
+        for name in () if method.rounds else group.chosen:
             weight_OI = layer.linears[name].weight.data
             rounded_OI = dequantise(scheme.round(weight_OI))
             (found.rounded_errors[name],) = output_errors(weight_OI, [rounded_OI], group.covariance)
@@ -118,6 +123,8 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
         made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
         errors = output_errors(solved.weight, made, solved.covariance)
         found.uncorrected_errors[name], found.output_errors[name] = errors[0], errors[-1]
+        if method.rounds:
+            found.rounded_errors[name] = errors[0]
         layer.linears[name].weight.data = made[-1].to(solved.weight.dtype)
 
 

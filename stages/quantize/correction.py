@@ -79,6 +79,11 @@ class Corrected(Method):
     settings: Settings
     restored: list[Restored] = field(default_factory=list)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the base rounds to nearest."""
+        return self.base.rounds
+
     def details(self) -> Mapping[str, Any]:
         """What the base tells."""
         return self.base.details()
@@ -144,7 +149,7 @@ def _stored(found: Correction, dtype: torch.dtype, members: tuple[str, ...]) -> 
 
 def _restored(members: tuple[str, ...], stored: Correction, unit: Unit, weighting: Roots, score: Score) -> Restored:
     dropped = unit.correction.singular_values.square().sum().item()
-    power = weighting.whiten(unit.weight).square().sum().item()
+    power = weighting.power(unit.weight)
     return Restored(
         members,
         stored.left,

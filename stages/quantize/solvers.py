@@ -23,6 +23,11 @@ class RoundToNearest(Method):
     def __init__(self, scheme: Scheme) -> None:
         self._scheme = scheme
 
+    @property
+    def rounds(self) -> bool:
+        """Yes."""
+        return True
+
     def solve(self, layer: Layer) -> dict[str, Solved]:
         """Codes for every chosen linear."""
         found = [(name, group.covariance) for group in layer.groups for name in group.chosen]

@@ -39,6 +39,11 @@ class Upgradable(Method):
     upper: Method | None
     upgrades: dict[str, Upgraded] = field(default_factory=dict)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the base rounds to nearest."""
+        return self.base.rounds
+
     def details(self) -> Mapping[str, Any]:
         """What the base tells."""
         return self.base.details()

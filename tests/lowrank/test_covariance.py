@@ -66,6 +66,20 @@ def test_triangular_roots_are_roots(width: int, tokens: int, seed: int):
     torch.testing.assert_close(found.unwhiten(found.root), torch.eye(width, dtype=torch.float64), **CLOSE)
 
 
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 25), SEEDS)
+@settings(deadline=None, max_examples=40)
+def test_whitening_in_blocks_is_whitening(width: int, rows: int, block: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    x_NI, matrix_OI = inputs(13, width, generator), torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    found = triangular_roots(shrink(x_NI.T @ x_NI / 13))
+    expected = matrix_OI @ found.root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance, "CHUNK_FEATURES", block)
+        torch.testing.assert_close(found.whiten(matrix_OI), expected, **CLOSE)
+        power = found.power(matrix_OI)
+    assert power == pytest.approx(expected.square().sum().item(), rel=1e-5)
+
+
 def test_a_covariance_without_variance_in_some_direction_has_no_triangular_root():
     with pytest.raises(ValueError, match="shrink it first"):
         triangular_roots(torch.zeros(3, 3))
@@ -88,11 +102,13 @@ def test_inputs_that_are_zero_count_as_all_alike():
     assert torch.equal(diagonal_roots(torch.zeros(4)).inverse, torch.ones(4, dtype=torch.float64))
 
 
-@given(st.integers(1, 9), st.integers(1, 9), SEEDS)
-@settings(deadline=None, max_examples=30)
-def test_the_change_of_outputs_is_what_the_inputs_show(rows: int, width: int, seed: int):
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 10), SEEDS)
+@settings(deadline=None, max_examples=40)
+def test_the_change_of_outputs_is_what_the_inputs_show(rows: int, width: int, block: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     x_NI, change = inputs(13, width, generator), torch.randn(rows, width, generator=generator, dtype=torch.float64)
     expected = (x_NI @ change.T).square().sum(1).mean()
-    torch.testing.assert_close(output_change(change, x_NI.T @ x_NI / 13), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance, "CHUNK_FEATURES", block)
+        torch.testing.assert_close(output_change(change, x_NI.T @ x_NI / 13), expected)
     torch.testing.assert_close(roots(x_NI.T @ x_NI / 13).whiten(change).square().sum(), expected, rtol=1e-6, atol=0)
