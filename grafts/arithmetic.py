@@ -23,7 +23,9 @@ INSTRUCTIONS: Final = {
 
 @cache
 def computes_in(dtype: torch.dtype, device: str = "cpu") -> bool:
-    """Whether this machine has instructions for products in `dtype` on that type of device; GPUs have."""
+    """Whether this machine has instructions for products in `dtype` on that type of device."""
+    if device == "cuda" and dtype == torch.bfloat16:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu" or dtype not in INSTRUCTIONS:
         return True
     found = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stages.data.reading import read_batches
 from stages.errors import UserError
 from stages.training.cross_entropy import IGNORED
 
@@ -71,17 +72,9 @@ def read_rows(data: Dataset, label_field: str | None, labels: Sequence[str]) -> 
 
 
 def _rows(data: Dataset, label_field: str | None) -> Iterator[tuple[str, str]]:
-    import pyarrow.parquet as pq
-
+    columns = ["text", *([label_field] if label_field else [])]
     for shard in data.shards:
-        file = pq.ParquetFile(shard)
-        if label_field is not None and label_field not in file.schema_arrow.names:
-            raise UserError(
-                f"{shard} has no column {label_field!r}, only {', '.join(file.schema_arrow.names)}",
-                where="private",
-                fix="correct `label_field`, or leave it out",
-            )
-        for batch in file.iter_batches(1000, columns=["text", *([label_field] if label_field else [])]):
+        for batch in read_batches(shard, columns=columns):
             texts = batch.column("text").to_pylist()
             labels = batch.column(label_field).to_pylist() if label_field else [""] * len(texts)
             yield from ((text or "", str(label)) for text, label in zip(texts, labels, strict=True))

@@ -1,9 +1,10 @@
-"""Reading the documents of `text` shards, row by row, with what is wrong with a row told apart from what it says."""
+"""Reading shards: a damaged one is named, and what is wrong with a document is told apart from what it says."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -45,20 +46,26 @@ def fault_of(text: str) -> str:
     return ""
 
 
-def read_texts(shard: Path, row_group: int | None = None, first_row: int = 0) -> Iterator[list[Row]]:
-    """The rows of a shard, or of one of its row groups that starts at `first_row`, in batches.
+def read_batches(
+    shard: Path,
+    rows: int = BATCH_DOCUMENTS,
+    *,
+    columns: Sequence[str] | None = None,
+    row_group: int | None = None,
+    first_row: int = 0,
+) -> Iterator[pa.RecordBatch]:
+    """`columns` of a shard, or of one of its row groups that starts at `first_row`, some `rows` at a time.
 
-    Raises UserError naming the shard and the row when it cannot be read any further.
+    Raises UserError naming the shard and the row when it cannot be read any further, or has no such column.
     """
     number = first_row
     try:
         with pq.ParquetFile(shard) as table:
-            _require_text(table, shard)
+            _require_columns(table, shard, columns or ())
             groups = range(table.num_row_groups) if row_group is None else [row_group]
-            for batch in table.iter_batches(BATCH_DOCUMENTS, row_groups=groups, columns=["text"]):
-                values = batch.column(0).cast(pa.large_binary()).to_pylist()
-                yield [_row(number + offset, value) for offset, value in enumerate(values)]
-                number += len(values)
+            for batch in table.iter_batches(rows, row_groups=groups, columns=columns and list(columns)):
+                yield batch
+                number += len(batch)
     except FileNotFoundError:
         raise UserError(
             f"{shard} is gone at row {number}, although the dataset had it",
@@ -69,6 +76,19 @@ def read_texts(shard: Path, row_group: int | None = None, first_row: int = 0) ->
             f"{shard} cannot be read at row {number}: {str(error).strip().splitlines()[0]}",
             fix="the shard is damaged; run `regraft verify`, and make the dataset again",
         ) from None
+
+
+def read_texts(shard: Path, row_group: int | None = None, first_row: int = 0) -> Iterator[list[Row]]:
+    """The texts of a shard, or of one of its row groups that starts at `first_row`, in batches.
+
+    Raises UserError like `read_batches`, and for a column `text` of anything but strings.
+    """
+    number = first_row
+    for batch in read_batches(shard, columns=["text"], row_group=row_group, first_row=first_row):
+        _require_strings(batch.schema.field("text").type, shard)
+        values = batch.column(0).cast(pa.large_binary()).to_pylist()
+        yield [_row(number + offset, value) for offset, value in enumerate(values)]
+        number += len(values)
 
 
 def read_documents(shards: Iterable[Path]) -> Iterator[str]:
@@ -82,10 +102,22 @@ def read_documents(shards: Iterable[Path]) -> Iterator[str]:
 
 def row_groups(shard: Path) -> list[int]:
     """Rows in each row group of a shard. Raises UserError like `read_texts`."""
+    with _opened(shard) as table:
+        _require_columns(table, shard, ["text"])
+        return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+
+def column_names(shard: Path) -> list[str]:
+    """What columns a shard has. Raises UserError when it cannot be read."""
+    with _opened(shard) as table:
+        return table.schema_arrow.names
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(shard) as table:
-            _require_text(table, shard)
-            return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            yield table
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{shard} cannot be read: {str(error).strip().splitlines()[0]}",
@@ -93,13 +125,20 @@ def row_groups(shard: Path) -> list[int]:
         ) from None
 
 
-def _require_text(table: pq.ParquetFile, shard: Path) -> None:
-    fields = table.schema_arrow
-    kind = fields.field("text").type if "text" in fields.names else None
-    if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+def _require_columns(table: pq.ParquetFile, shard: Path, columns: Sequence[str]) -> None:
+    names = table.schema_arrow.names
+    missing = [name for name in columns if name not in names]
+    if missing:
         raise UserError(
-            f"{shard} has {'no column' if kind is None else f'{kind} in the column'} 'text', expected strings",
-            fix=f"a text dataset has a column `text`; found {listing(fields.names)}",
+            f"{shard} has no column {missing[0]!r}",
+            fix=f"name one that is there, or give another dataset; found {listing(names)}",
+        )
+
+
+def _require_strings(kind: pa.DataType, shard: Path) -> None:
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(
+            f"{shard} has {kind} in the column 'text', expected strings", fix="make the dataset with source.dataset"
         )
 
 

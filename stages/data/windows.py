@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from stages.artifacts import Dataset
+from stages.data.reading import column_names, read_batches
 from stages.data.shards import IDS, POSITIONS
 from stages.errors import UserError
 
@@ -86,7 +86,7 @@ class TokenWindows:
 
 def keeps_documents_apart(dataset: Dataset) -> bool:
     """Whether the documents in a window are not to see each other."""
-    return bool(dataset.shards) and POSITIONS in pq.read_schema(dataset.shards[0]).names
+    return bool(dataset.shards) and POSITIONS in column_names(dataset.shards[0])
 
 
 def _decoded(dataset: Dataset, cache_dir: Path, column: str) -> Path:
@@ -117,7 +117,7 @@ def _content_name(dataset: Dataset) -> str:
 def _rows(dataset: Dataset, name: str) -> Iterator[np.ndarray]:
     length = dataset.card.sequence_length
     for shard in dataset.shards:
-        for batch in pq.ParquetFile(shard).iter_batches(batch_size=BATCH_ROWS, columns=[name]):
+        for batch in read_batches(shard, BATCH_ROWS, columns=[name]):
             column = batch.column(0)
             lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else np.full(len(column), length)
             if (lengths != length).any():

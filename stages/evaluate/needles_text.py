@@ -8,10 +8,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from stages.artifacts import Dataset, Model
+from stages.data.reading import read_batches
 from stages.errors import UserError
 
 ANCHOR = "a"
@@ -118,7 +118,7 @@ class Haystack:
 def texts_of(dataset: Dataset) -> Iterator[str]:
     """The documents of a `text` dataset in their order."""
     for shard in dataset.shards:
-        for batch in pq.ParquetFile(shard).iter_batches(256, columns=["text"]):
+        for batch in read_batches(shard, columns=["text"]):
             yield from (text for text in batch.column(0).to_pylist() if text and text.strip())
 
 

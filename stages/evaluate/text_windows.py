@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import pyarrow.parquet as pq
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from stages.artifacts import Dataset, Model
+from stages.data.reading import read_batches
 from stages.errors import UserError
 
 Protocol = Literal["disjoint", "rolling"]
@@ -134,7 +134,7 @@ def _encode(
 
 def _documents(data: Dataset) -> Iterator[str]:
     for shard in data.shards:
-        for batch in pq.ParquetFile(shard).iter_batches(columns=["text"]):
+        for batch in read_batches(shard, columns=["text"]):
             yield from (text or "" for text in batch.column(0).to_pylist())
 
 

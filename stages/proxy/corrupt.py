@@ -38,15 +38,14 @@ class ProxyCorrupt(Stage):
 
     def run(self, context: Context) -> None:
         """Read, shuffle and write, a batch of documents at a time."""
-        import pyarrow.parquet as pq
-
+        from stages.data.reading import read_batches
         from stages.data.shards import TEXT, ShardWriter
 
         text, out = context.dataset("text"), context.output("dataset")
         counts = {"documents": 0, "shuffled": 0, "bytes": 0}
         with ShardWriter(out, TEXT) as writer:
             for shard in text.shards:
-                for batch in pq.ParquetFile(shard).iter_batches(1000, columns=["text"]):
+                for batch in read_batches(shard, columns=["text"]):
                     documents = [document or "" for document in batch.column(0).to_pylist()]
                     spoilt = [shuffled(document, self.params.share, context.seed) for document in documents]
                     writer.write_texts(spoilt)

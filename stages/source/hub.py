@@ -13,6 +13,8 @@ from stages.source.locate import HubReference, nearest
 
 MODEL_FILES: Final = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md")
 """What a model is made of; pickled weights and other frameworks' files stay where they are."""
+SECOND_COPIES: Final = ("consolidated*.safetensors",)
+"""The same weights once more, under names that transformers does not know."""
 
 
 def endpoint() -> str:
@@ -37,6 +39,7 @@ def download_model(reference: HubReference, *, with_code: bool) -> Path:
             revision=reference.revision,
             endpoint=endpoint(),
             allow_patterns=[*MODEL_FILES, *(["*.py"] if with_code else [])],
+            ignore_patterns=[*SECOND_COPIES],
         )
     except (LocalEntryNotFoundError, *transport_errors()) as error:
         raise unreachable(reference, error) from error

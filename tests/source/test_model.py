@@ -206,7 +206,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> dict[str, bytes]:
-    extra = {"README.md": CARD, "pytorch_model.bin": b"pickle", "modeling_own.py": b"raise SystemExit"}
+    extra = {
+        "README.md": CARD,
+        "pytorch_model.bin": b"pickle",
+        "consolidated.safetensors": b"again",
+        "modeling_own.py": b"raise SystemExit",
+    }
     return {**contents(tiny_model(tmp_path / "upstream")), **extra}
 
 
@@ -221,7 +226,7 @@ def test_a_hub_model_comes_from_the_endpoint_that_is_set(
     with serve({"models/org/tiny": repository}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         context = bring(f"hub:org/tiny@{revision}", tmp_path / "hub", dtype="float32")
-        assert not any("pytorch_model.bin" in request or ".py" in request for request in hub.requests)
+        assert not any(name in request for request in hub.requests for name in ("pytorch_model", ".py", "consolidated"))
         local = bring(tmp_path / "upstream", tmp_path / "local", dtype="float32")
         assert contents(context.output("model")) == contents(local.output("model"))
         report = json.loads((context.output("report") / "report.json").read_text())

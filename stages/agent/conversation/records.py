@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from stages.agent.conversation.messages import Message, ToolCall, Trajectory
 from stages.agent.environment.base import Task
 from stages.artifacts import Dataset, DatasetCard, Schema
+from stages.data.reading import read_batches
 from stages.errors import UserError
 
 _MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -65,7 +66,7 @@ def read_trajectories(dataset: Dataset) -> list[Trajectory]:
 
 def sample_trajectories(dataset: Dataset, most: int) -> list[tuple[int, Trajectory]]:
     """At most `most` trajectories with the numbers of their rows, evenly spread over the dataset."""
-    total = sum(pq.ParquetFile(shard).metadata.num_rows for shard in dataset.shards)
+    total = dataset.card.num_rows
     chosen = {number * total // most for number in range(most)} if total > most else set(range(total))
     return [(number, _trajectory(number, row)) for number, row in enumerate(_rows(dataset)) if number in chosen]
 
@@ -138,7 +139,7 @@ def _message(record: Mapping[str, Any]) -> Message:
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
     for shard in dataset.shards:
-        for batch in pq.ParquetFile(shard).iter_batches():
+        for batch in read_batches(shard):
             yield from batch.to_pylist()
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.agent.handbook.entries import Behaviour, Handbook
 from stages.artifacts import Dataset, DatasetCard
+from stages.data.reading import read_batches
 from stages.errors import UserError
 
 _COLUMNS: Final = pa.schema(
@@ -29,8 +30,8 @@ def write_handbook(directory: Path, handbook: Handbook, **about: str) -> None:
 
 def read_handbook(dataset: Dataset) -> Handbook:
     """The handbook in a dataset. Raises UserError when it holds other text."""
-    tables = [pq.read_table(shard) for shard in dataset.shards]
-    if any(not {"name", "instruction", "topic"} <= set(table.column_names) for table in tables):
+    batches = [batch for shard in dataset.shards for batch in read_batches(shard)]
+    if any(not {"name", "instruction", "topic"} <= set(batch.schema.names) for batch in batches):
         raise UserError(f"{dataset.path} is text, but no handbook", fix="make one with `agent.handbook`")
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = [row for batch in batches for row in batch.to_pylist()]
     return Handbook(tuple(Behaviour(row["name"], row["instruction"], row["topic"] or "") for row in rows))

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from stages.agent.report.exercises import Exercise
 from stages.agent.report.topics import Topic
 from stages.artifacts import Dataset, DatasetCard
+from stages.data.reading import read_batches
 from stages.errors import UserError
 
 _MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -73,13 +74,13 @@ def _read(adapter: TypeAdapter[T], row: dict[str, Any], dataset: Dataset) -> T:
 
 
 def _rows(dataset: Dataset) -> list[dict[str, Any]]:
-    tables = [pq.read_table(shard) for shard in dataset.shards]
-    if any(not set(_COLUMNS.names) <= set(table.column_names) for table in tables):
+    batches = [batch for shard in dataset.shards for batch in read_batches(shard)]
+    if any(not set(_COLUMNS.names) <= set(batch.schema.names) for batch in batches):
         raise UserError(
             f"{dataset.path} has neither topics nor exercises of reports",
             fix="make them with `agent.report_topics` and `agent.report_expert`",
         )
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = [row for batch in batches for row in batch.to_pylist()]
     if not rows:
         raise UserError(f"{dataset.path} is empty", fix="ask for more topics, or index more documents")
     return rows
