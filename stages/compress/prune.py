@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_data, check_plain, num_experts
 
@@ -55,16 +56,7 @@ class CompressPrune(Stage):
         "heldout": Input(Dataset, schema="tokens", optional=True),
     }
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
-    metrics = (
-        "sparsity",
-        "pruned_weights",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
-    )
+    metrics = ("sparsity", "pruned_weights", *DISTANCE)
     paper = "2306.11695"
     params: PruneParameters
 

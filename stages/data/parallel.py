@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Final, Self, TypeVar
 
 from stages.errors import RegraftError, StageError
+from stages.local_cluster import cluster
 from stages.stage import Resources
 
 Task = TypeVar("Task")
@@ -32,7 +31,7 @@ class Workers:
 
     def __enter__(self) -> Self:
         if self._resources.workers > 1:
-            self._open.enter_context(_cluster(self._resources))
+            self._open.enter_context(cluster(self._resources))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,26 +86,3 @@ def _attempt(function: Callable[[Task], Result], task: Task) -> Result | Regraft
         return function(task)
     except RegraftError as error:
         return error
-
-
-@contextmanager
-def _cluster(resources: Resources) -> Iterator[None]:
-    """The cluster that this process belongs to; without one, a local one that listens on loopback, gone afterwards."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus)),
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

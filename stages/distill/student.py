@@ -11,6 +11,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.distill.shapes import Shape, require_possible, student_shape
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import SUPPORTED, check_data, check_plain
 
@@ -79,17 +80,7 @@ class DistillStudent(Stage):
         "heldout": Input(Dataset, schema="tokens", optional=True),
     }
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
-    metrics = (
-        "layers",
-        "parameters",
-        "parameters_ratio",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
-    )
+    metrics = ("layers", "parameters", "parameters_ratio", *DISTANCE)
     paper = "2408.11796"
     params: StudentParameters
 

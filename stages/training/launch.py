@@ -8,10 +8,7 @@ what the caller sees.
 from __future__ import annotations
 
 import asyncio
-import math
-import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from stages.errors import RegraftError, StageError
+from stages.local_cluster import cluster
 from stages.stage import Context, Resources
-from stages.training.local import environment, train_as, train_here
+from stages.training.local import train_as, train_here
 from stages.training.precision import settled
 from stages.training.task import Task, TrainingResult
 
@@ -124,32 +122,6 @@ def _own_error(error: BaseException | None) -> RegraftError | None:
 def _resources_per_worker(resources: Resources) -> dict[str, float]:
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory_bytes}
     return {name: amount for name, amount in wanted.items() if amount}
-
-
-@contextmanager
-def cluster(resources: Resources) -> Iterator[None]:
-    """The cluster of this process; without one, a local one, gone afterwards.
-
-    Ray decides when it is imported whether a node listens on its network address or, as on desktops, on loopback only:
-    the variable with the odd name asks for the second.
-    """
-    with environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
-        import ray
-
-        if ray.is_initialized():
-            yield
-            return
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(resources.workers * resources.cpus)),
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 class _Home:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stages.environment import environment
+
 if TYPE_CHECKING:
     from stages.training.recipe import Emit, Stopping
     from stages.training.task import Task, TrainingResult
@@ -76,18 +78,3 @@ def _linear_as_it_was() -> Iterator[None]:
         yield
     finally:
         functional.linear = linear
-
-
-@contextmanager
-def environment(**wanted: str | None) -> Iterator[None]:
-    """Environment variables for a while; None leaves the value but restores it all the same."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: value for name, value in wanted.items() if value is not None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -11,21 +11,12 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field
 
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Parameters
 from stages.training.precision import Precision
 from stages.training.schedule import Schedule
 
-TRAINED: Final = (
-    "loss",
-    "kl_to_parent",
-    "kl_to_parent_p99",
-    "perplexity_ratio",
-    "top1_agreement",
-    "parent_perplexity",
-    "child_perplexity",
-    "tokens_per_second",
-    "peak_memory_gib",
-)
+TRAINED: Final = ("loss", *DISTANCE, "tokens_per_second", "peak_memory_gib")
 """Figures of a stage that trains a model and measures its distance to the parent."""
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_data
 from stages.transfer.heads import head_shape
@@ -103,12 +104,7 @@ class TransferConvert(Stage):
         "kv_groups_kept",
         "cache_bytes_ratio",
         "parameters",
-        "kl_to_parent",
-        "kl_to_parent_p99",
-        "perplexity_ratio",
-        "top1_agreement",
-        "parent_perplexity",
-        "child_perplexity",
+        *DISTANCE,
     )
     paper = "2606.20097"
     params: ConvertParams

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.artifacts import Model
-from stages.upcycle.conversion import ModelsParameters, Upcycle, models_inputs, named, num_experts
+from stages.upcycle.conversion import ModelsParameters, UpcycleModels
 
 if TYPE_CHECKING:
-    from grafts.experts.graft import Experts
+    from grafts.experts.settings import Making
 
 
 class BamParameters(ModelsParameters):
@@ -21,7 +19,7 @@ class BamParameters(ModelsParameters):
     """Attention, then experts, as Llama-like models have it; or both on the same input, as the paper's seed has it."""
 
 
-class UpcycleBam(Upcycle):
+class UpcycleBam(UpcycleModels):
     """Put feed-forward parts and attention of models branched from one seed side by side (BAM, arXiv 2408.08274).
 
     Every attention expert reads every token and a router weighs what they say; feed-forward experts are chosen, `top_k`
@@ -30,27 +28,15 @@ class UpcycleBam(Upcycle):
     """
 
     Params = BamParameters
-    inputs = models_inputs()
     paper = "2408.08274"
     params: BamParameters
 
-    def models(self, inputs: Mapping[str, Any]) -> dict[str, Model]:
-        """The seed and the experts."""
-        return named(inputs)
-
-    def graft(self, num_models: int, seed: int) -> Experts:
+    def making(self, seed: int) -> Making:
         """Experts of both kinds, one of each model."""
-        from grafts.experts.graft import Experts
         from grafts.experts.settings import Making
 
-        params = self.params
-        return Experts(
-            num_experts=num_experts(num_models, params),
-            top_k=params.top_k,
-            renormalise=params.renormalise,
-            split=params.split,
-            capacity=params.capacity,
-            attention=params.attention,
-            block=params.block,
-            making=Making(first_is_expert=params.seed_is_expert, router_std=params.router_std, seed=seed),
-        )
+        return Making(first_is_expert=self.params.seed_is_expert, router_std=self.params.router_std, seed=seed)
+
+    def structure(self) -> dict[str, Any]:
+        """With experts of attention."""
+        return {**super().structure(), "attention": self.params.attention, "block": self.params.block}

@@ -10,12 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_data
 from stages.upcycle.matching import check_alike, check_source, expert_names
 
 if TYPE_CHECKING:
     from grafts.experts.graft import Experts
+    from grafts.experts.settings import Making
     from grafts.experts.stream import Built
 
 CONVERTED: Final = (
@@ -25,12 +27,7 @@ CONVERTED: Final = (
     "parameters_ratio",
     "cache_ratio",
     "max_logit_difference",
-    "kl_to_parent",
-    "kl_to_parent_p99",
-    "perplexity_ratio",
-    "top1_agreement",
-    "parent_perplexity",
-    "child_perplexity",
+    *DISTANCE,
 )
 
 
@@ -91,8 +88,22 @@ class Upcycle(Stage):
         """The models by role, the seed first."""
 
     @abstractmethod
-    def graft(self, num_models: int, seed: int) -> Experts:
-        """The structure, and how its tensors are made of `num_models` models."""
+    def num_experts(self, num_models: int) -> int:
+        """Experts that `num_models` models give."""
+
+    @abstractmethod
+    def making(self, seed: int) -> Making:
+        """How the experts' tensors are made of the models'."""
+
+    def structure(self) -> dict[str, Any]:
+        """How the experts are joined: fields of the graft."""
+        params = self.params
+        return {
+            "top_k": params.top_k,
+            "renormalise": params.renormalise,
+            "split": params.split,
+            "capacity": params.capacity,
+        }
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """Dense models of one architecture, tokenizer and chat template; data in their tokens."""
@@ -128,8 +139,10 @@ class Upcycle(Stage):
         write_report(context.output("report"), "Conversion to experts", figures, details)
 
     def _graft(self, num_models: int, seed: int) -> Experts:
+        from grafts.experts.graft import Experts
+
         try:
-            return self.graft(num_models, seed)
+            return Experts(num_experts=self.num_experts(num_models), making=self.making(seed), **self.structure())
         except ValidationError as error:
             reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
             raise UserError(reasons, fix="lower `top_k`, or give more models") from None
@@ -154,6 +167,44 @@ class Upcycle(Stage):
         return found
 
 
+class UpcycleCopies(Upcycle):
+    """Makes a mixture of copies of one model."""
+
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "model": Input(Model),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+    params: CopiesParameters
+
+    def models(self, inputs: Mapping[str, Any]) -> dict[str, Model]:
+        """The one model."""
+        return {"model": inputs["model"]}
+
+    def num_experts(self, num_models: int) -> int:  # noqa: ARG002
+        """As many as asked for."""
+        return self.params.num_experts
+
+
+class UpcycleModels(Upcycle):
+    """Makes a mixture of models branched from one seed."""
+
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "seed": Input(Model),
+        "experts": Input(Model, many=True),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
+    }
+    params: ModelsParameters
+
+    def models(self, inputs: Mapping[str, Any]) -> dict[str, Model]:
+        """The seed and the experts."""
+        experts = {f"experts[{number}]": model for number, model in enumerate(inputs["experts"])}
+        return {"seed": inputs["seed"], **experts}
+
+    def num_experts(self, num_models: int) -> int:
+        """One of each model that gives one."""
+        return num_models if self.params.seed_is_expert else num_models - 1
+
+
 def _sizes(graft: Experts, built: Built, seed: Model) -> dict[str, float]:
     from grafts.experts.stream import num_parameters
 
@@ -164,28 +215,3 @@ def _sizes(graft: Experts, built: Built, seed: Model) -> dict[str, float]:
         "parameters_ratio": built.num_parameters / num_parameters(seed.path),
         "cache_ratio": graft.num_experts if graft.attention == "kv-expert" else 1,
     }
-
-
-def seed_inputs() -> dict[str, Input]:
-    """Inputs of a mixture of copies."""
-    return {"model": Input(Model), "heldout": Input(Dataset, schema="tokens", optional=True)}
-
-
-def models_inputs() -> dict[str, Input]:
-    """Inputs of a mixture of several models."""
-    return {
-        "seed": Input(Model),
-        "experts": Input(Model, many=True),
-        "heldout": Input(Dataset, schema="tokens", optional=True),
-    }
-
-
-def named(inputs: Mapping[str, Any]) -> dict[str, Model]:
-    """The seed and the experts by role."""
-    experts = {f"experts[{number}]": model for number, model in enumerate(inputs["experts"])}
-    return {"seed": inputs["seed"], **experts}
-
-
-def num_experts(num_models: int, params: ModelsParameters) -> int:
-    """Experts that `num_models` models give."""
-    return num_models if params.seed_is_expert else num_models - 1

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from stages.agent.rl.recipe import AgentLearning
 from stages.agent.rl.sets import Collected
 from stages.errors import RegraftError, StageError
+from stages.local_cluster import cluster
 from stages.stage import Context, Resources
 from stages.training.engine import use_accelerator
-from stages.training.launch import cluster
 from stages.training.precision import torch_dtype
 from stages.training.recipe import Worker
 
