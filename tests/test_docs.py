@@ -50,7 +50,7 @@ def test_the_own_stage_of_the_docs_runs(bench, monkeypatch):  # noqa: F811
     (bench.directory / "my_stages.py").write_text(blocks("docs/stages.md", "python")[0])
     (bench.directory / "text.jsonl").write_text('{"text": "one"}\n{"text": "three"}\n{"text": "a"}\n')
     monkeypatch.syspath_prepend(str(bench.directory))
-    text = "name: docs\n" + blocks("docs/stages.md", "yaml")[0]
+    text = blocks("docs/stages.md", "yaml")[0]
     result = bench.run(text, "count.least=3")
     assert result.ok, result.failures
     assert result.manifests["count"].metrics == {"documents": 2}

@@ -53,7 +53,7 @@ def _options() -> argparse.Namespace:
     recall.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024], help="tokens of the probes")
     recall.add_argument("--probes", type=int, default=5, help="for each length and depth")
     recall.add_argument("--windows", type=int, default=16, help="held-out windows of 512 tokens")
-    recall.add_argument("--set", action="append", default=[], metavar="params.NAME=VALUE", help="of recall.yaml")
+    recall.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of recall.yaml")
     recall.add_argument("--store", default="build/benchmarks", help="where scores and selections are kept")
     for each in (rule, context):
         each.add_argument("--repetitions", type=int, default=5)

@@ -83,7 +83,7 @@ def find_pipeline(name: str) -> Path:
 
 
 def see_working_directory() -> None:
-    """Let `uses: my_module:MyStage` find modules beside the pipeline, as `python -m` would."""
+    """Let `uses: my_module:MyStage` find modules in the working directory, as `python -m` would."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

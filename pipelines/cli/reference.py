@@ -123,7 +123,7 @@ def _document(name: str, stage: type[Stage]) -> None:
 
 GROUPS: Final = {
     "identity": "they decide the result, and a change makes it anew",
-    "execution": "how the work is done; a change reruns nothing",
+    "execution": "how the work is done; a change reruns nothing (files that it names count by their content)",
     "cosmetic": "what people see; a change reruns nothing",
 }
 
