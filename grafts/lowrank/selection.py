@@ -19,6 +19,7 @@ from grafts.lowrank.glowq import Correction
 
 Score = Literal[
     "energy_capture",
+    "gain_per_byte",
     "error_drop",
     "normalised_error_ratio",
     "norm_error",
@@ -38,11 +39,24 @@ class Unit:
     correction: Correction
     position: int
     """Where it comes in the model, from 0."""
+    power: float
+    """||W S||^2, the mean squared output without any error, by the same roots as the correction's."""
 
 
 def energy_capture(unit: Unit) -> float:
     """Share of the whitened error that the correction takes away (the paper's score); 0 where there is no error."""
     return error_drop(unit) / unit.correction.total if unit.correction.total > 0 else 0.0
+
+
+def relative_gain(unit: Unit) -> float:
+    """What the correction takes from the squared error, over the squared output; 0 where there is no output."""
+    return error_drop(unit) / unit.power if unit.power > 0 else 0.0
+
+
+def gain_per_byte(unit: Unit) -> float:
+    """`relative_gain` for each number in the factors."""
+    numbers = sum(factor.numel() for factor in (*unit.correction.left, unit.correction.right))
+    return relative_gain(unit) / numbers if numbers else 0.0
 
 
 def error_drop(unit: Unit) -> float:
@@ -85,6 +99,7 @@ def layer_order(unit: Unit) -> float:
 
 SCORES: Final[Mapping[Score, Callable[[Unit], float]]] = {
     "energy_capture": energy_capture,
+    "gain_per_byte": gain_per_byte,
     "error_drop": error_drop,
     "normalised_error_ratio": normalised_error_ratio,
     "norm_error": norm_error,

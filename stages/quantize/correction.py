@@ -13,7 +13,7 @@ from grafts.lowrank.comparators import METHODS, Shape
 from grafts.lowrank.comparators import Method as Comparator
 from grafts.lowrank.covariance import Roots, roots, shrink, triangular_roots
 from grafts.lowrank.glowq import Correction, refit, solve
-from grafts.lowrank.selection import SCORES, Score, Unit
+from grafts.lowrank.selection import SCORES, Score, Unit, energy_capture, relative_gain
 from grafts.rtn import dequantise
 from stages.errors import UserError
 from stages.quantize.calibrate import Method, Solved
@@ -110,8 +110,8 @@ class Corrected(Method):
             found = refit(errors, weighting, found)
         stored = _stored(found, self.settings.dtype, members)
         weight_OI = torch.cat([part.weight.double() for part in parts])
-        unit = Unit(weight_OI, torch.cat(errors), found, position=len(self.restored))
-        self.restored.append(_restored(members, stored, unit, weighting, self.settings.score))
+        unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), weighting.power(weight_OI))
+        self.restored.append(_restored(members, stored, unit, self.settings.score))
         for name, part, left_OR in zip(members, parts, stored.left, strict=True):
             solved[name] = part._replace(correction=left_OR.float() @ stored.right.float())
 
@@ -147,14 +147,12 @@ def _stored(found: Correction, dtype: torch.dtype, members: tuple[str, ...]) -> 
         ) from None
 
 
-def _restored(members: tuple[str, ...], stored: Correction, unit: Unit, weighting: Roots, score: Score) -> Restored:
-    dropped = unit.correction.singular_values.square().sum().item()
-    power = weighting.power(unit.weight)
+def _restored(members: tuple[str, ...], stored: Correction, unit: Unit, score: Score) -> Restored:
     return Restored(
         members,
         stored.left,
         stored.right,
-        captured=dropped / unit.correction.total if unit.correction.total > 0 else 0.0,
-        gain=dropped / power if power > 0 else 0.0,
+        captured=energy_capture(unit),
+        gain=relative_gain(unit),
         score=SCORES[score](unit),
     )

@@ -26,6 +26,7 @@ class GlowqSelectedParams(GlowqParams):
     """Instead of `budget`: bytes of the corrections that are kept, at most."""
     score: Literal[
         "energy_capture",
+        "gain_per_byte",
         "error_drop",
         "normalised_error_ratio",
         "norm_error",
@@ -35,7 +36,7 @@ class GlowqSelectedParams(GlowqParams):
         "layer_order",
     ] = "energy_capture"
     """By what groups are ranked. `energy_capture`: share of the whitened error that the correction takes away;
-    `error_drop`: that error itself; `normalised_error_ratio`: squared weight error over squared weight; `norm_error`,
+    `gain_per_byte`: that error over the squared output, for each byte that it adds; `error_drop`: that error itself; `normalised_error_ratio`: squared weight error over squared weight; `norm_error`,
     `nuclear`, `frobenius`, `cosine`: variants of the official code; `layer_order`: earlier layers first."""
 
     @model_validator(mode="after")

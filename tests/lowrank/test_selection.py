@@ -17,7 +17,8 @@ PARTS = st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(1, 1000)), min_size
 def unit(task: Problem, rank: int, position: int = 0) -> Unit:
     generator = torch.Generator().manual_seed(position)
     weight = torch.randn(task.stacked.shape, generator=generator, dtype=torch.float64)
-    return Unit(weight, task.stacked, solve(task.errors, task.roots, rank, randomised=False), position)
+    found = solve(task.errors, task.roots, rank, randomised=False)
+    return Unit(weight, task.stacked, found, position, task.roots.power(weight))
 
 
 @given(PARTS, st.integers(0, 12_000), st.integers(0, 12_000))
@@ -50,6 +51,10 @@ def test_scores_are_what_paper_and_code_say(task: Problem, rank: int):
     part = unit(task, rank)
     factors = torch.cat(part.correction.left)
     assert SCORES["nuclear"](part) == pytest.approx(factors.square().sum().item(), rel=1e-9, abs=1e-12)
+    output = task.roots.whiten(part.weight).square().sum().item()
+    numbers = factors.numel() + part.correction.right.numel()
+    per_byte = error_drop(part) / output / numbers if numbers else 0
+    assert SCORES["gain_per_byte"](part) == pytest.approx(per_byte, rel=1e-5)
     ratio = (part.error.norm() / part.weight.norm()).item()
     assert SCORES["norm_error"](part) == pytest.approx(ratio)
     assert SCORES["normalised_error_ratio"](part) == pytest.approx(ratio**2)
@@ -63,7 +68,7 @@ def test_units_without_error_or_weight_have_finite_scores():
     for error in task.errors:
         error.zero_()
     none = unit(task, 2)
-    nothing = Unit(torch.zeros(5, 5), torch.zeros(5, 5), none.correction, 0)
+    nothing = Unit(torch.zeros(5, 5), torch.zeros(5, 5), none.correction, 0, 0.0)
     for name, score in SCORES.items():
         assert score(none) == pytest.approx(0, abs=1e-12), name
         assert score(nothing) == pytest.approx(0, abs=1e-12), name
