@@ -36,8 +36,9 @@ class GlowqSelectedParams(GlowqParams):
         "layer_order",
     ] = "energy_capture"
     """By what groups are ranked. `energy_capture`: share of the whitened error that the correction takes away;
-    `gain_per_byte`: that error over the squared output, for each byte that it adds; `error_drop`: that error itself; `normalised_error_ratio`: squared weight error over squared weight; `norm_error`,
-    `nuclear`, `frobenius`, `cosine`: variants of the official code; `layer_order`: earlier layers first."""
+    `gain_per_byte`: that error over the squared output, for each byte that it adds; `error_drop`: that error itself;
+    `normalised_error_ratio`: squared weight error over squared weight; `norm_error`, `nuclear`, `frobenius`, `cosine`:
+    variants of the official code; `layer_order`: earlier layers first."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
