@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-EXPERIMENTS ?= hybrid windows quantize upcycle distill recursive proxy agent report flagship
+EXPERIMENTS ?= hybrid windows quantize upcycle distill recursive compress proxy agent report flagship
 STORE ?= .regraft
 
 .PHONY: quickstart test test-cluster experiments benchmarks lint format docs clean

@@ -5,6 +5,10 @@ With W the pruned weight, M its mask, B [O, R] and A [R, I]:
     mask_lora    y = (W + s (B A) * M) x      merging is exact, what was pruned stays pruned
     scale_lora   y = (W * (B A)) x            starts with B A = 1 everywhere, so as the identity; merging is exact
     lora_prune   y = (W + s B A) x            plain LoRA; merging prunes again, which changes what was trained
+
+And what these are compared with: all weights that stayed train,
+
+    full         y = (W * M) x
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Adapter = Literal["mask_lora", "scale_lora", "lora_prune"]
+LowRank = Literal["mask_lora", "scale_lora", "lora_prune"]
+Adapter = Literal[LowRank, "full"]
 
 
 class AdaptedLinear(nn.Module):
@@ -23,7 +28,7 @@ class AdaptedLinear(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, linear: nn.Linear, mask_OI: Tensor, kind: Adapter, rank: int, scale: float, seed: int) -> None:
+    def __init__(self, linear: nn.Linear, mask_OI: Tensor, kind: LowRank, rank: int, scale: float, seed: int) -> None:
         super().__init__()
         self.linear, self.kind, self.scale = linear, kind, scale
         self.register_buffer("mask", mask_OI)
@@ -56,6 +61,28 @@ class AdaptedLinear(nn.Module):
         return self.linear
 
 
+class MaskedLinear(nn.Module):
+    """A pruned linear of which every weight that stayed trains."""
+
+    mask: Tensor
+
+    def __init__(self, linear: nn.Linear, mask_OI: Tensor) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("mask", mask_OI)
+        linear.weight.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] to [..., O]."""
+        return functional.linear(x, self.linear.weight * self.mask, self.linear.bias)
+
+    def merged(self) -> nn.Linear:
+        """The linear, pruned as before."""
+        with torch.no_grad():
+            self.linear.weight.masked_fill_(~self.mask, 0)
+        return self.linear
+
+
 def reset(module: AdaptedLinear) -> None:
     """Put an adapter back to where it changes nothing."""
     with torch.no_grad():
@@ -67,21 +94,24 @@ def reset(module: AdaptedLinear) -> None:
 
 
 def adapt(model: nn.Module, masks: dict[str, Tensor], kind: Adapter, rank: int, scale: float) -> None:
-    """Put an adapter beside every linear that has a mask, in place."""
+    """Put an adapter beside every linear that has a mask, in place; `full` has neither rank nor scale."""
     for seed, (name, mask_OI) in enumerate(masks.items()):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
-        model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, seed))
+        if kind == "full":
+            model.set_submodule(name, MaskedLinear(linear, mask_OI))
+        else:
+            model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, seed))
 
 
 def merge(model: nn.Module) -> None:
     """Put the plain linears back, with what the adapters learnt, in place."""
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+    adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, AdaptedLinear | MaskedLinear)]
     for name, module in adapted:
         model.set_submodule(name, module.merged())
 
 
-def _initial(kind: Adapter, num_out: int, num_in: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+def _initial(kind: LowRank, num_out: int, num_in: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """B and A: of ones over the root of the rank where they multiply, else B of zeros, as LoRA starts."""
     if kind == "scale_lora":
         return torch.full((num_out, rank), rank**-0.5), torch.full((rank, num_in), rank**-0.5)

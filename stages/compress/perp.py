@@ -28,10 +28,10 @@ class PerpParameters(TrainingParameters):
     """What adapters learn: to predict the text, or each alone to give what its linear gave in `parent`."""
     vectors: bool = True
     """Train norms and biases; unused by `layers`."""
-    adapter: Literal["none", "mask_lora", "scale_lora", "lora_prune"] = "mask_lora"
+    adapter: Literal["none", "mask_lora", "scale_lora", "lora_prune", "full"] = "mask_lora"
     """What trains beside each pruned linear: low-rank changes of the weights that stayed (`mask_lora`), factors on them
     (`scale_lora`), plain LoRA that is pruned again at the end (`lora_prune`, which loses what it learnt there), or
-    nothing."""
+    nothing. `full`: every weight that stayed, which is what the few are compared with."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -47,8 +47,8 @@ class PerpParameters(TrainingParameters):
     def _trains_some(self) -> PerpParameters:
         if not self.vectors and self.adapter == "none":
             raise ValueError("vectors: false and adapter: none leave nothing to train; set one of them")
-        if self.objective == "layers" and self.adapter == "none":
-            raise ValueError("objective: layers fits adapters, and adapter: none has none; choose one")
+        if self.objective == "layers" and self.adapter in ("none", "full"):
+            raise ValueError(f"objective: layers fits adapters, and adapter: {self.adapter} has none; choose one")
         if self.objective == "layers" and self.activation_checkpointing:
             raise ValueError("activation_checkpointing: layers are fitted one by one; lower micro_batch")
         return self

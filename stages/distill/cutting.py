@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grafts.depth import keep_layers, num_kept_layers, uniform_layers
 from grafts.loader import load_model, save_model, stored_dtype
@@ -36,10 +38,21 @@ def cut_student(params: StudentParameters, shape: Shape, context: Context) -> tu
         kept = kept_width(scores, shape, layers)
         student = narrow(student, kept)
         details |= {"groups": kept.groups, "channels": kept.channels, "hidden": kept.hidden}
+    if params.weights == "fresh":
+        student = fresh(student, context.seed)
     save_model(student, context.output("model"), tokenizer_from=source)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
     figures = {"layers": len(layers), "parameters": sizes[0], "parameters_ratio": sizes[0] / sizes[1]}
     return {**figures, **_distance(params, teacher, student, context)}, details
+
+
+def fresh(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same configuration and type with weights of its own, drawn by `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+    made.generation_config = copy.deepcopy(model.generation_config)
+    return made.to(model.dtype)
 
 
 def kept_width(scores: Importance, shape: Shape, layers: Sequence[int]) -> Kept:

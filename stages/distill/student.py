@@ -37,6 +37,9 @@ class StudentParameters(Parameters):
     """Share of the hidden channels that stays in the whole model, by their mean absolute value after the norms."""
     multiple: Annotated[int, Field(ge=1)] = 32
     """Feed-forward and hidden sizes that shrink are rounded to a multiple of it."""
+    weights: Literal["kept", "fresh"] = "kept"
+    """`fresh`: random ones in the shape of what stays, as its architecture draws them, by the seed: a student that
+    knows nothing, to compare with."""
     calibration_windows: Annotated[int, Field(ge=1)] = 64
     """Windows of `data` on which importance is measured, from the start."""
     heldout_windows: Annotated[int, Field(ge=1)] = 32
@@ -70,7 +73,8 @@ class DistillStudent(Stage):
     """Cut a smaller model out of a pretrained one: fewer layers, heads, feed-forward channels or hidden channels.
 
     What stays are copies of the teacher's weights; nothing is trained. The result is a model of the teacher's standard
-    class, a student to give to `distill.logits`. The report tells the scores and what was kept.
+    class, a student to give to `distill.logits`. The report tells the scores and what was kept. With `weights: fresh`
+    only the shape stays.
     """
 
     Params = StudentParameters

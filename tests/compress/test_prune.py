@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from grafts.loader import load_model
 from stages.artifacts import Model, Report
-from stages.compress.adapted import AdaptedLinear, adapt, merge
+from stages.compress.adapted import AdaptedLinear, MaskedLinear, adapt, merge
 from stages.compress.masks import load_masks, magnitude, save_masks, structured, unstructured, wanda
 from stages.compress.perp import CompressPerp, PerpParameters
 from stages.compress.prune import CompressPrune, PruneParameters
@@ -109,6 +109,23 @@ def test_merging_is_exact_where_it_should_be_and_keeps_zeros(kind: str):
     assert same == (kind != "lora_prune"), "plain LoRA loses what it learnt where weights were pruned"
 
 
+def test_where_all_that_stayed_trains_what_went_stays_zero():
+    linear, mask, x = nn.Linear(8, 6), random(seed=2) > 0, random(3, seed=5)
+    linear.weight.data.masked_fill_(~mask, 0)
+    before = linear(x).detach()
+    module = MaskedLinear(linear, mask)
+    torch.testing.assert_close(module(x), before)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(x).square().sum().backward()
+        optimizer.step()
+    trained, merged = module(x).detach(), module.merged()
+    assert merged.weight[~mask].count_nonzero() == 0
+    torch.testing.assert_close(merged(x), trained)
+    assert not torch.allclose(trained, before)
+
+
 def test_full_rank_and_no_sparsity_can_become_any_weight():
     module = AdaptedLinear(nn.Linear(8, 6), torch.ones(6, 8, dtype=torch.bool), "mask_lora", 8, 1.0, seed=0)
     target = random(seed=9)
@@ -191,7 +208,7 @@ def test_wanda_loses_less_than_magnitude_where_inputs_are_uneven():
     assert errors["wanda"] < 0.2 * errors["magnitude"]
 
 
-@pytest.mark.parametrize("adapter", ["none", *ADAPTERS])
+@pytest.mark.parametrize("adapter", ["none", "full", *ADAPTERS])
 def test_retraining_recovers_and_keeps_every_zero(pruned: dict, tmp_path: Path, adapter: str):
     found = perp(pruned, tmp_path, adapter=adapter, tokens=12 * STEP)
     assert found["kl_to_parent"] < pruned["kl"]
@@ -199,7 +216,7 @@ def test_retraining_recovers_and_keeps_every_zero(pruned: dict, tmp_path: Path, 
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
     model = load_model(tmp_path / "out/model", dtype=torch.float32)
     assert require_pruned(decoder_linears(model), masks[0]) == found["sparsity"]
-    assert found["trained_share"] < (0.05 if adapter == "none" else 0.6)
+    assert found["trained_share"] < {"none": 0.05, "full": 1}.get(adapter, 0.6)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[:2])

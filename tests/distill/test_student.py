@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -135,10 +136,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return {"teacher": Model(path), "data": data, "heldout": data}
 
 
-def cut(inputs: dict, directory: Path, **params) -> Context:
+def cut(inputs: dict, directory: Path, seed: int = 0, **params) -> Context:
     stage = DistillStudent(StudentParameters(**params))
     stage.check(inputs)
-    context = Context(inputs, out=directory / "out", scratch=directory / "scratch")
+    context = Context(inputs, out=directory / "out", scratch=directory / "scratch", seed=seed)
     stage.run(context)
     return context
 
@@ -170,6 +171,20 @@ def test_depth_and_width_are_cut_and_told(inputs: dict, tmp_path: Path, depth: s
     details = Report(tmp_path / "out/report").content["details"]
     assert len(details["layer_scores"]) == (0 if depth == "uniform" else 4)
     assert len(details["channels"]) == 2
+
+
+def test_a_fresh_student_has_the_shape_alone_and_is_a_function_of_its_seed(inputs: dict, tmp_path: Path):
+    def weights(name: str, seed: int = 0, **params) -> dict[str, torch.Tensor]:
+        cut(inputs, tmp_path / name, seed, depth_fraction=0.5, ffn_fraction=0.5, multiple=8, **params)
+        return load_file(tmp_path / name / "out/model/model.safetensors")
+
+    kept, one = weights("kept"), weights("one", weights="fresh")
+    again, other = weights("again", weights="fresh"), weights("other", seed=1, weights="fresh")
+    assert [(each.shape, each.dtype) for each in one.values()] == [(each.shape, each.dtype) for each in kept.values()]
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    name = next(name for name in one if name.endswith("q_proj.weight"))
+    assert not torch.equal(one[name], kept[name])
+    assert not torch.equal(one[name], other[name])
 
 
 def test_named_layers_stay(inputs: dict, tmp_path: Path):
