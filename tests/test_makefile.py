@@ -28,5 +28,5 @@ def test_experiments(tmp_path, names, status):
 def test_every_experiment_is_a_pipeline():
     (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("EXPERIMENTS"))
     names = line.partition("=")[2].split()
-    assert len(names) == 10
-    assert all((ROOT / "pipelines" / f"{name}.yaml").exists() for name in names)
+    shipped = {file.stem for file in (ROOT / "pipelines").glob("*.yaml")}
+    assert set(names) == shipped - {"quickstart", "data", "evaluate"}, "those take minutes"
