@@ -5,10 +5,15 @@ A head is a query head, numbered as in the teacher. Shapes: B rows, T tokens, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+BLOCK_QUERIES: Final = 256
+"""Queries whose window is computed at once."""
 
 
 def groups_of(heads: Sequence[int], heads_per_group: int) -> tuple[int, ...]:
@@ -111,6 +116,50 @@ def window_mask(mask: Tensor | None, num_queries: int, keys_K: Tensor, window: i
         return seen
     cut = mask[..., keys_K - last - 1]
     return cut & seen if cut.dtype == torch.bool else cut.masked_fill(~seen, torch.finfo(cut.dtype).min)
+
+
+class Block(NamedTuple):
+    """Some of T queries, and the keys that any of them may see."""
+
+    queries: slice
+    keys: slice | Tensor
+    """Into what the keys are, or their indices."""
+    num_behind: int
+    """Queries after them."""
+
+    @property
+    def num_queries(self) -> int:
+        """In the block."""
+        return self.queries.stop - self.queries.start
+
+    def of(self, mask: Tensor | None) -> Tensor | None:
+        """The rows of a 4-D mask that are the block's, up to the column of its last query."""
+        if mask is None or (self.queries.start == 0 and self.num_behind == 0):
+            return mask
+        return mask[:, :, self.queries, : mask.shape[-1] - self.num_behind]
+
+
+def blocks(num_queries: int, keys_K: Tensor, mask: Tensor | None, window: int, sinks: int) -> Iterator[Block]:
+    """The queries, `BLOCK_QUERIES` at a time, each with the keys of their windows and the first `sinks` of every row.
+
+    So a window costs what it is wide, not what the text is long. Arguments as for `window_mask`.
+    """
+    if num_queries <= BLOCK_QUERIES:
+        yield Block(slice(0, num_queries), slice(None), 0)
+        return
+    columns = keys_K.tolist()
+    start = int(first_tokens(mask).max()) if sinks and mask is not None else 0
+    num_first = bisect_left(columns, start + sinks) if sinks else 0
+    for begin in range(0, num_queries, BLOCK_QUERIES):
+        end = min(begin + BLOCK_QUERIES, num_queries)
+        first, behind = columns[-1] + 1 - num_queries + begin, num_queries - end
+        oldest = bisect_left(columns, first - window + 1)
+        keys: slice | Tensor = slice(oldest, len(columns) - behind)
+        if 0 < num_first < oldest:
+            keys = torch.cat([torch.arange(num_first), torch.arange(oldest, len(columns) - behind)]).to(keys_K.device)
+        elif num_first:
+            keys = slice(0, len(columns) - behind)
+        yield Block(slice(begin, end), keys, behind)
 
 
 def _require_tensor(mask: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from grafts.hybrid.branch import HeadBranch, Teacher, output_gate
 from grafts.hybrid.cache import Branch
-from grafts.hybrid.heads import first_tokens, groups_of, length_scale, window_mask
+from grafts.hybrid.heads import blocks, first_tokens, groups_of, length_scale, window_mask
 from grafts.hybrid.settings import Softmax
 
 
@@ -78,12 +79,24 @@ class SoftmaxBranch(HeadBranch):
                 "flash attention has no windows that keep the first tokens in sight (`sinks`): "
                 "set the attention implementation to sdpa or eager"
             )
-        if self.branch == "window" and not (is_flash and mask is None):
-            mask = window_mask(mask, q.shape[2], keys, self.window, self.sinks)
-            if kind == "eager" and mask is not None and mask.dtype == torch.bool:
-                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = self.teacher.dropout if self.training else 0.0
+        attend = partial(attend, self, dropout=dropout, scaling=self.scaling, **kwargs)
+        if self.branch == "window" and not is_flash:
+            return self._attend_in_blocks(attend, q, k, v, keys, mask)
+        if self.branch == "window" and mask is not None:
+            mask = window_mask(mask, q.shape[2], keys, self.window)
         window = self.window if is_flash else None  # the masks of the others have it
-        output, _ = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, sliding_window=window, **kwargs)
-        return output
+        return attend(q, k, v, mask, sliding_window=window)[0]
+
+    def _attend_in_blocks(
+        self, attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        outputs = []
+        for block in blocks(q.shape[2], keys, mask, self.window, self.sinks):
+            seen = window_mask(block.of(mask), block.num_queries, keys[block.keys], self.window, self.sinks)
+            if self.config._attn_implementation == "eager" and seen is not None and seen.dtype == torch.bool:
+                seen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+            near = (q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys])
+            outputs.append(attend(*near, seen, sliding_window=None)[0])
+        return torch.cat(outputs, dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from grafts.hybrid import heads
 from grafts.hybrid.cache import HybridCacheLayer
 from grafts.hybrid.deltanet import _convolve
 from grafts.hybrid.graft import HybridHeads
@@ -45,6 +46,36 @@ def test_the_eager_attention_computes_the_same(name: str):
     for part in (ids[:, 18:20], ids[:, 20:]):
         found = logits(model, part, past_key_values=cache)
     torch.testing.assert_close(found, expected[:, 20:], **LOOSE)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [0, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("name", ["windows", "windows and sinks"])
+def test_windows_in_blocks_are_windows_at_once(
+    name: str, family: str, padded: int, attention: str, monkeypatch: pytest.MonkeyPatch
+):
+    model, ids = hybrid(GRAFTS[name], family), tokens(2, 23)
+    model.set_attn_implementation(attention)
+    bound = 1e-5
+    if attention == "eager":  # its softmax is float32, where the least float64 of a padded row's mask is no number
+        model, bound = model.float(), 1e-3
+    mask = torch.ones_like(ids)
+    mask[0, :padded] = 0
+
+    def run() -> tuple[Tensor, ...]:
+        first = model(ids[:, :16], attention_mask=mask[:, :16], use_cache=True)
+        second = model(ids[:, 16:], attention_mask=mask, past_key_values=first.past_key_values).logits
+        found = torch.cat([first.logits, second], 1)[mask.bool()]
+        return found, *torch.autograd.grad(found.square().sum(), list(model.parameters()), allow_unused=True)
+
+    monkeypatch.setattr(heads, "BLOCK_QUERIES", 64)
+    expected = run()
+    for size in (1, 3, 7):
+        monkeypatch.setattr(heads, "BLOCK_QUERIES", size)
+        for one, other in zip(run(), expected, strict=True):
+            if other is not None:
+                torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

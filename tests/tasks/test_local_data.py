@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.documentation import document
 from stages.errors import UserError
 from stages.evaluate.tasks import EvaluateTasks, TasksParams
 from stages.evaluate.tasks_data import DATA, FOLDER, LOCAL_TASKS, data_files, load_items, read_items
@@ -74,6 +75,7 @@ def test_each_local_task_has_its_file():
         assert f"\ntask: {name}\n" in text
         assert f"dataset_kwargs: {{data: {LOCAL_TASKS[name]}}}" in text
         assert "metadata: {version: " in text
+    document()
     assert all(name in (TasksParams.model_fields["tasks"].description or "") for name in LOCAL_TASKS)
 
 
