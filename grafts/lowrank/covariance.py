@@ -7,6 +7,7 @@ square root; GPTQ's Hessian (arXiv 2210.17323) is twice it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import torch
@@ -65,8 +66,9 @@ class Moments:
     def covariance(self) -> Tensor:
         """Mean of x x^T, float64 [I, I], symmetric to the bit. Raises ValueError when nothing was counted."""
         self._require_tokens()
-        upper_II = self._products_II.triu()
-        return (upper_II + upper_II.triu(1).T) / self.num_tokens
+        found_II = self._products_II.triu()
+        found_II += found_II.triu(1).T
+        return found_II.div_(self.num_tokens)
 
     def mean_magnitude(self) -> Tensor:
         """Mean of |x|, float64 [I]. Raises ValueError when nothing was counted."""
@@ -90,20 +92,21 @@ class Roots(NamedTuple):
 
     def whiten(self, matrix_OI: Tensor) -> Tensor:
         """`matrix_OI` times S, in float64: its Frobenius norm is the output's root mean square."""
-        return self._applied(matrix_OI.double(), self.root)
+        if self.inverse is not None:
+            return _times(matrix_OI.double(), self.root)
+        blocks = _triangular_blocks(self.root)
+        return torch.cat([matrix_OI[:, at].double() @ part for at, part in blocks], dim=1)
 
     def power(self, matrix_OI: Tensor) -> float:
         """||D S||_F^2 in float32: a figure to divide by."""
-        return self._applied(matrix_OI.float(), self.root.float()).square().sum().item()
+        blocks = [(slice(None), self.root)] if self.inverse is not None else _triangular_blocks(self.root)
+        return sum(_times(matrix_OI[:, at].float(), part.float()).square().sum().item() for at, part in blocks)
 
     def unwhiten(self, matrix_RI: Tensor) -> Tensor:
         """`matrix_RI` times S^-1."""
         if self.inverse is None:
             return torch.linalg.solve_triangular(self.root, matrix_RI, upper=False, left=False)
         return _times(matrix_RI, self.inverse)
-
-    def _applied(self, matrix_OI: Tensor, root: Tensor) -> Tensor:
-        return _times_triangular(matrix_OI, root) if self.inverse is None else _times(matrix_OI, root)
 
 
 def shrink(covariance_II: Tensor, share: float = SHRINKAGE) -> Tensor:
@@ -112,10 +115,11 @@ def shrink(covariance_II: Tensor, share: float = SHRINKAGE) -> Tensor:
     Makes Sigma invertible where fewer tokens than features were seen. With share 0 only a zero Sigma changes.
     """
     mean_variance = covariance_II.diagonal().mean()
-    identity_II = torch.eye(covariance_II.shape[0], dtype=covariance_II.dtype, device=covariance_II.device)
     if mean_variance == 0:
-        return identity_II
-    return (1 - share) * covariance_II + share * mean_variance * identity_II
+        return torch.eye(len(covariance_II), dtype=covariance_II.dtype, device=covariance_II.device)
+    shrunk_II = (1 - share) * covariance_II
+    shrunk_II.diagonal().add_(share * mean_variance)
+    return shrunk_II
 
 
 def triangular_roots(covariance_II: Tensor) -> Roots:
@@ -159,10 +163,10 @@ def _above_floor(eigenvalues_I: Tensor) -> Tensor:
     return eigenvalues_I.clamp(min=(mean * EIGENVALUE_FLOOR).item()) if mean > 0 else torch.ones_like(eigenvalues_I)
 
 
-def _times_triangular(matrix_OI: Tensor, root_II: Tensor) -> Tensor:
-    """`matrix_OI` times a lower triangular matrix, without what is right of its diagonal blocks."""
-    starts = range(0, len(root_II), CHUNK_FEATURES)
-    return torch.cat([matrix_OI[:, at:] @ root_II[at:, at : at + CHUNK_FEATURES] for at in starts], dim=1)
+def _triangular_blocks(root_II: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of a lower triangular matrix, some at a time, from their diagonal down: those rows, and the part."""
+    for start in range(0, len(root_II), CHUNK_FEATURES):
+        yield slice(start, None), root_II[start:, start : start + CHUNK_FEATURES]
 
 
 def _times(matrix: Tensor, root: Tensor) -> Tensor:
