@@ -23,8 +23,8 @@ INSTRUCTIONS: Final = {
 
 @cache
 def computes_in(dtype: torch.dtype, device: str = "cpu") -> bool:
-    """Whether this machine has instructions for products in `dtype` on that type of device."""
-    if device == "cuda" and dtype == torch.bfloat16:
+    """Whether this machine has instructions for products in `dtype` on that type of device; a GPU out of sight has."""
+    if device == "cuda" and dtype == torch.bfloat16 and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu" or dtype not in INSTRUCTIONS:
         return True

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
 from mlflow.entities import Feedback, Span, SpanType, TraceInfo, TraceLocation, TraceState
 from mlflow.exceptions import MlflowNotImplementedException
 from mlflow.tracing.client import TracingClient
@@ -27,6 +26,7 @@ from pipelines.lineage.redact import Redactor
 from stages.agent.conversation.messages import FAULTS, Message, Trajectory, parse_turn
 from stages.agent.conversation.records import sample_trajectories
 from stages.artifacts import Dataset
+from stages.errors import UserError
 
 MOST_TRACES: Final = 50
 """Of a dataset, evenly spread over its rows: the first rollouts of a training tell nothing of its last."""
@@ -58,7 +58,7 @@ def log_rollouts(client: TracingClient, directory: Path, source: Source, redacto
     """
     try:
         found = sample_trajectories(Dataset(directory), MOST_TRACES)
-    except (OSError, pa.ArrowException):
+    except (OSError, UserError):
         return
     for row, trajectory in found:
         trace = _Trace(source, row, trajectory, redactor)

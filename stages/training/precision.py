@@ -35,5 +35,5 @@ def settled(precision: Precision, *, gpus: bool) -> Literal["bf16", "fp32"]:
     from grafts.arithmetic import computes_in
 
     if gpus:  # which the process that asks may not see
-        return "bf16" if not torch.cuda.is_available() or computes_in(torch.bfloat16, "cuda") else "fp32"
+        return "bf16" if computes_in(torch.bfloat16, "cuda") else "fp32"
     return "bf16" if computes_in(torch.bfloat16) else "fp32"
