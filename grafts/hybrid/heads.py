@@ -153,12 +153,11 @@ def blocks(num_queries: int, keys_K: Tensor, mask: Tensor | None, window: int, s
     for begin in range(0, num_queries, BLOCK_QUERIES):
         end = min(begin + BLOCK_QUERIES, num_queries)
         first, behind = columns[-1] + 1 - num_queries + begin, num_queries - end
-        oldest = bisect_left(columns, first - window + 1)
-        keys: slice | Tensor = slice(oldest, len(columns) - behind)
+        oldest, stop = bisect_left(columns, first - window + 1), len(columns) - behind
         if 0 < num_first < oldest:
-            keys = torch.cat([torch.arange(num_first), torch.arange(oldest, len(columns) - behind)]).to(keys_K.device)
-        elif num_first:
-            keys = slice(0, len(columns) - behind)
+            keys = torch.cat([torch.arange(num_first), torch.arange(oldest, stop)]).to(keys_K.device)
+        else:
+            keys = slice(0 if num_first else oldest, stop)
         yield Block(slice(begin, end), keys, behind)
 
 

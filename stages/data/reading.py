@@ -104,6 +104,7 @@ def row_groups(shard: Path) -> list[int]:
     """Rows in each row group of a shard. Raises UserError like `read_texts`."""
     with _opened(shard) as table:
         _require_columns(table, shard, ["text"])
+        _require_strings(table.schema_arrow.field("text").type, shard)
         return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
 
 

@@ -11,7 +11,7 @@ from stages.agent.conversation.records import read_trajectories, sample_trajecto
 from stages.agent.handbook.records import read_handbook
 from stages.agent.report.records import read_topics
 from stages.artifacts import Dataset, DatasetCard
-from stages.data.reading import read_batches
+from stages.data.reading import read_batches, read_texts, row_groups
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.needles_text import texts_of
@@ -50,3 +50,10 @@ def test_batches_hold_all_rows_of_a_shard_or_of_a_row_group(tmp_path: Path):
     with pytest.raises(UserError, match="no column 'c'") as caught:
         next(read_batches(shard, columns=["a", "c"]))
     assert "found a, b" in caught.value.fix
+
+
+@pytest.mark.parametrize("read", [row_groups, lambda shard: next(read_texts(shard))])
+def test_a_column_of_numbers_is_no_text(tmp_path: Path, read: Callable[[Path], object]):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "shard.parquet")
+    with pytest.raises(UserError, match="has int64 in the column 'text', expected strings"):
+        read(tmp_path / "shard.parquet")
