@@ -15,7 +15,7 @@ from torch import Tensor
 
 CHUNK_TOKENS: Final = 2048
 """Tokens multiplied at once, in float32; the products are summed in float64."""
-CHUNK_FEATURES: Final = 1024
+CHUNK_FEATURES: Final = 384
 """Columns multiplied at once where half of a product is known: by symmetry, or as zero."""
 SHRINKAGE: Final = 0.05
 """Share of the mean variance that every direction gets, as in GlowQ's code."""

@@ -21,6 +21,8 @@ first, on grids of the weights as they were ("static groups"), so that groups st
 
 BLOCK_COLUMNS: Final = 128
 """Columns between two updates of everything to their right."""
+BLOCK_INVERTED: Final = 512
+"""Columns of a triangular inverse that are solved for at once."""
 
 
 def gptq(
@@ -69,11 +71,15 @@ def damped(covariance_II: Tensor, damping: float) -> Tensor:
 def inverse_cholesky(matrix_II: Tensor) -> Tensor:
     """The upper U with U^T U = matrix^-1, without forming the inverse.
 
-    With rows and columns reversed, matrix = R R^T for an upper R, and U = R^-1.
+    With rows and columns reversed, matrix = R R^T for an upper R, and U = R^-1, which is zero below its diagonal blocks.
     """
     upper_II = torch.linalg.cholesky(matrix_II.flip(0, 1)).flip(0, 1)
-    identity_II = torch.eye(upper_II.shape[0], dtype=upper_II.dtype, device=upper_II.device)
-    return torch.linalg.solve_triangular(upper_II, identity_II, upper=True)
+    inverse_II = torch.eye(upper_II.shape[0], dtype=upper_II.dtype, device=upper_II.device)
+    for start in range(0, len(upper_II), BLOCK_INVERTED):
+        stop = start + BLOCK_INVERTED
+        columns_IB = inverse_II[:stop, start:stop]
+        inverse_II[:stop, start:stop] = torch.linalg.solve_triangular(upper_II[:stop, :stop], columns_IB, upper=True)
+    return inverse_II
 
 
 def column_order(variance_I: Tensor, order: Order) -> Tensor:

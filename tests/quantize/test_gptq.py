@@ -61,6 +61,7 @@ def moved(case: Case, found: Quantised) -> float:
 def test_the_fast_path_equals_elimination_from_scratch(case: Case):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_COLUMNS", 7)
+        patch.setattr(module, "BLOCK_INVERTED", 5)
         fast = gptq(case.weight, case.covariance, case.bits, case.group_size, **case.options())
     assert same(fast, naive_gptq(case.weight, case.covariance, case.bits, case.group_size, **case.options()))
 
@@ -97,7 +98,9 @@ def test_no_coordinate_of_the_error_exceeds_half_a_step(case: Case):
 def test_the_factor_is_that_of_the_inverse(width: int):
     x_NI = inputs(2 * width, width, torch.Generator().manual_seed(width))
     matrix = damped(x_NI.T @ x_NI, 0.01)
-    upper = inverse_cholesky(matrix)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_INVERTED", 7)
+        upper = inverse_cholesky(matrix)
     torch.testing.assert_close(upper.T @ upper @ matrix, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-8)
     assert torch.equal(upper, upper.triu())
 
