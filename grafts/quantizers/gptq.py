@@ -71,7 +71,7 @@ def damped(covariance_II: Tensor, damping: float) -> Tensor:
 def inverse_cholesky(matrix_II: Tensor) -> Tensor:
     """The upper U with U^T U = matrix^-1, without forming the inverse.
 
-    With rows and columns reversed, matrix = R R^T for an upper R, and U = R^-1, which is zero below its diagonal blocks.
+    With rows and columns reversed, matrix = R R^T for an upper R, and U = R^-1, solved for without its zeros.
     """
     upper_II = torch.linalg.cholesky(matrix_II.flip(0, 1)).flip(0, 1)
     inverse_II = torch.eye(upper_II.shape[0], dtype=upper_II.dtype, device=upper_II.device)

@@ -28,7 +28,7 @@ STAGES: Final[Mapping[str, type[Quantize]]] = {
     "GlowQ-S": QuantizeGlowqSelected,
     "mixed bits": QuantizeMixed,
 }
-FIGURES: Final = ("bytes_after", "perplexity", "kl_to_parent", "top1_agreement", "parent_perplexity")
+FIGURES: Final = ("bytes_after", "child_perplexity", "kl_to_parent", "top1_agreement", "parent_perplexity")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def settings(arms: Sequence[Arm]) -> list[Setting]:
         alike.setdefault(json.dumps([arm.method, dict(arm.params)], sort_keys=True), []).append(arm)
     firsts = [group[0] for group in alike.values()]
     made = [Setting(tuple(group), _told_apart(group[0], firsts)) for group in alike.values()]
-    return sorted(made, key=lambda each: (each.mean("bytes_after"), each.mean("perplexity"), each.label))
+    return sorted(made, key=lambda each: (each.mean("bytes_after"), each.mean("child_perplexity"), each.label))
 
 
 def _require_one_measure(arms: Sequence[Arm]) -> None:
@@ -139,15 +139,20 @@ def front(made: Sequence[Setting]) -> list[Setting]:
     """Those of `settings` that no other beats in mean perplexity with as few bytes."""
     kept: list[Setting] = []
     for each in made:
-        if not kept or each.mean("perplexity") < kept[-1].mean("perplexity"):
+        if not kept or each.mean("child_perplexity") < kept[-1].mean("child_perplexity"):
             kept.append(each)
     return kept
 
 
 def corrections_ahead(made: Sequence[Setting]) -> tuple[int, int]:
     """How many settings with corrections beat their base with every seed, of how many whose base is there to beat."""
-    pairs = [(base, each) for base in made for each in made if base.first.is_base_of(each.first)]
-    return sum(max(each.all("perplexity")) < min(base.all("perplexity")) for base, each in pairs), len(pairs)
+    pairs = [
+        (base.all("child_perplexity"), each.all("child_perplexity"))
+        for base in made
+        for each in made
+        if base.first.is_base_of(each.first)
+    ]
+    return sum(max(corrected) < min(base) for base, corrected in pairs), len(pairs)
 
 
 def rows(made: Sequence[Setting]) -> list[list[str]]:
@@ -164,13 +169,13 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _row(each: Setting, best: bool) -> list[str]:
-    perplexities = each.all("perplexity")
+    perplexities = each.all("child_perplexity")
     spread = f" ({perplexities[0]:.2f}–{perplexities[-1]:.2f})" if len(perplexities) > 1 else ""
     return [
         each.label,
         f"{each.mean('bytes_after') / 2**20:.1f}",
-        f"{each.mean('perplexity'):.2f}{spread}",
-        f"{each.mean('perplexity') / each.mean('parent_perplexity'):.3f}",
+        f"{each.mean('child_perplexity'):.2f}{spread}",
+        f"{each.mean('child_perplexity') / each.mean('parent_perplexity'):.3f}",
         f"{each.mean('kl_to_parent'):.3f}",
         f"{each.mean('top1_agreement'):.3f}",
         str(len(perplexities)),

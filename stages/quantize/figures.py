@@ -48,7 +48,7 @@ def draw_front(file: Path, made: Sequence[Setting], best: Sequence[Setting]) -> 
         for each in made:
             _draw_setting(axes, each)
         axes.set(xlabel="file (MiB)", ylabel="perplexity", yscale="log")
-        ticks = _ticks(*(each.mean("perplexity") for each in made), made[0].mean("parent_perplexity"))
+        ticks = _ticks(*(each.mean("child_perplexity") for each in made), made[0].mean("parent_perplexity"))
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         handles, labels = axes.get_legend_handles_labels()
@@ -60,7 +60,7 @@ def draw_front(file: Path, made: Sequence[Setting], best: Sequence[Setting]) -> 
 def _draw_setting(axes: Axes, each: Setting) -> None:
     method, base = each.first.method, each.first.base
     (size,), (mean,) = _places([each])
-    low, *_, high = seeds if len(seeds := each.all("perplexity")) > 1 else seeds * 2
+    low, *_, high = seeds if len(seeds := each.all("child_perplexity")) > 1 else seeds * 2
     axes.errorbar(
         size,
         mean,
@@ -73,7 +73,7 @@ def _draw_setting(axes: Axes, each: Setting) -> None:
 
 
 def _places(made: Sequence[Setting]) -> tuple[list[float], list[float]]:
-    return [each.mean("bytes_after") / 2**20 for each in made], [each.mean("perplexity") for each in made]
+    return [each.mean("bytes_after") / 2**20 for each in made], [each.mean("child_perplexity") for each in made]
 
 
 def _ticks(*values: float) -> list[float]:

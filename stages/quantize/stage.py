@@ -13,6 +13,7 @@ from pydantic import Field
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_tokens_of
+from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 
     from stages.data.windows import TokenWindows
     from stages.quantize.packed import Packed, Scheme
-
-DISTANCE_METRICS = (
-    "kl_to_parent",
-    "kl_to_parent_p99",
-    "perplexity_ratio",
-    "top1_agreement",
-    "perplexity",
-    "parent_perplexity",
-)
 
 
 class QuantizeParams(Parameters):
@@ -69,7 +61,7 @@ class Quantize(Stage):
     }
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
     requires: ClassVar[Mapping[str, str]] = {"compressed_tensors": "quantize"}
-    metrics = ("bytes_before", "bytes_after", "bytes_ratio", "weight_error", "quantised_share", *DISTANCE_METRICS)
+    metrics = ("bytes_before", "bytes_after", "bytes_ratio", "weight_error", "quantised_share", *DISTANCE)
     title: ClassVar[str]
     """Of the report."""
     always_grafted: ClassVar[bool] = False
@@ -135,14 +127,7 @@ class Quantize(Stage):
         parent, child = (load_model(path, dtype=stored_dtype(source)) for path in (source, out))
         hold_weights(child)
         found = distance(parent, child, windows_NT, batch_size=self.params.batch_size, progress=context.progress)
-        return {
-            "kl_to_parent": found.kl,
-            "kl_to_parent_p99": found.kl_p99,
-            "perplexity_ratio": found.perplexity_ratio,
-            "top1_agreement": found.top1_agreement,
-            "perplexity": found.child_perplexity,
-            "parent_perplexity": found.parent_perplexity,
-        }
+        return found.metrics()
 
 
 def token_windows(context: Context, name: str) -> TokenWindows:

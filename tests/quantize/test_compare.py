@@ -25,7 +25,7 @@ ARM = Arm("RTN", "RTN", "4 bits", {"bits": 4}, {})
 
 def arm(size: float, perplexity: float, method: str = "RTN", base: str = "RTN", **params: Any) -> Arm:
     """Of a parent with perplexity 2."""
-    figures = {"bytes_after": size, "perplexity": perplexity, "parent_perplexity": 2.0}
+    figures = {"bytes_after": size, "child_perplexity": perplexity, "parent_perplexity": 2.0}
     chosen = {} if method == base else {"base": base}
     return Arm(method, base, "4 bits", {"bits": 4, **chosen, **params}, figures)
 
@@ -36,7 +36,7 @@ sizes = st.integers(1, 6).map(float)
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=12))
 def test_nothing_beats_the_front_and_the_front_beats_the_rest(points: list[tuple[float, float]]):
     made = settings([arm(*point, number=number) for number, point in enumerate(points)])
-    best = {(each.mean("bytes_after"), each.mean("perplexity")) for each in front(made)}
+    best = {(each.mean("bytes_after"), each.mean("child_perplexity")) for each in front(made)}
     beaten = {
         (size, value)
         for (size, value), (other, less) in product(points, points)
@@ -52,7 +52,7 @@ def test_seeds_are_one_setting_and_corrections_must_win_with_all_of_them():
     alone = [arm(11, 1.0, "GlowQ", "GPTQ", rank=2)]
     made = settings([*won, *base, *lost, *alone])
     assert [len(each.arms) for each in made] == [2, 1, 2, 2]
-    assert made[0].all("perplexity") == [4.0, 5.0]
+    assert made[0].all("child_perplexity") == [4.0, 5.0]
     assert corrections_ahead(made) == (1, 2)
 
 
@@ -108,8 +108,8 @@ def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path, parent: Pat
     content = json.loads((told.output("report") / "report.json").read_text())
     with pytest.raises(UserError, match="not of a quantised model"):
         Arm.of(changed(tmp_path / "a", {**content, "title": "Distillation"}))
-    silent = {key: value for key, value in content["metrics"].items() if key != "perplexity"}
-    with pytest.raises(UserError, match="does not tell perplexity"):
+    silent = {key: value for key, value in content["metrics"].items() if key != "child_perplexity"}
+    with pytest.raises(UserError, match="does not tell child_perplexity"):
         Arm.of(changed(tmp_path / "b", {**content, "metrics": silent}))
     with pytest.raises(UserError, match=r"perplexity 2\.0 in one report and 3\.0 in another"):
         settings([arm(1, 1), replace(ARM, figures={**arm(1, 1).figures, "parent_perplexity": 3.0})])
