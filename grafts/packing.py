@@ -18,7 +18,21 @@ WORD_BITS = 32
 
 
 def pack(codes_RC: Tensor, bits: Bits) -> Tensor:
-    """Codes [R, C] as int32 words [R, ceil(C * bits / 32)]: offset to unsigned, first code in the lowest bits."""
+    """Int8 codes [R, C] as int32 words [R, ceil(C * bits / 32)]: offset to unsigned, first code in the lowest bits."""
+    if WORD_BITS % bits:
+        return pack_crossing(codes_RC, bits)
+    padded_RC = functional.pad(codes_RC, (0, -codes_RC.shape[-1] % (WORD_BITS // bits)), value=code_range(bits)[0])
+    unsigned_RNB = (padded_RC.to(torch.int8).contiguous().view(torch.uint8) + 2 ** (bits - 1)).unflatten(
+        -1, (-1, 8 // bits)
+    )
+    bytes_RN = unsigned_RNB[..., 0].clone()
+    for place in range(1, 8 // bits):
+        bytes_RN |= unsigned_RNB[..., place] << place * bits
+    return bytes_RN.view(torch.int32)
+
+
+def pack_crossing(codes_RC: Tensor, bits: Bits) -> Tensor:
+    """`pack` for bits of any number, also where codes cross from one word into the next."""
     num_columns = codes_RC.shape[-1]
     unsigned = codes_RC.long() - code_range(bits)[0]
     blocks_RNC = functional.pad(unsigned, (0, -num_columns % WORD_BITS)).unflatten(-1, (-1, WORD_BITS))

@@ -66,9 +66,13 @@ class Moments:
     def covariance(self) -> Tensor:
         """Mean of x x^T, float64 [I, I], symmetric to the bit. Raises ValueError when nothing was counted."""
         self._require_tokens()
-        found_II = self._products_II.triu()
-        found_II += found_II.triu(1).T
-        return found_II.div_(self.num_tokens)
+        found_II = self._products_II / self.num_tokens
+        for start in range(0, self.width, CHUNK_FEATURES):
+            stop = start + CHUNK_FEATURES
+            block_CC = found_II[start:stop, start:stop]
+            block_CC.copy_(block_CC.triu() + block_CC.triu(1).T)
+            found_II[stop:, start:stop] = found_II[start:stop, stop:].T
+        return found_II
 
     def mean_magnitude(self) -> Tensor:
         """Mean of |x|, float64 [I]. Raises ValueError when nothing was counted."""
@@ -89,6 +93,11 @@ class Roots(NamedTuple):
 
     root: Tensor
     inverse: Tensor | None
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether both are vectors."""
+        return self.root.ndim == 1
 
     def whiten(self, matrix_OI: Tensor) -> Tensor:
         """`matrix_OI` times S, in float64: its Frobenius norm is the output's root mean square."""
@@ -121,6 +130,12 @@ def shrink(covariance_II: Tensor, share: float = SHRINKAGE) -> Tensor:
     shrunk_II = (1 - share) * covariance_II
     shrunk_II.diagonal().add_(share * mean_variance)
     return shrunk_II
+
+
+def shrunk_change(change: float, matrix_OI: Tensor, mean_variance: float, share: float) -> float:
+    """`output_change` of a matrix by `shrink`'s Sigma, given its `change` by Sigma itself and Sigma's mean variance."""
+    squared_norm = torch.linalg.vector_norm(matrix_OI.float()).square().item()
+    return (1 - share) * change + share * mean_variance * squared_norm if mean_variance else squared_norm
 
 
 def triangular_roots(covariance_II: Tensor) -> Roots:

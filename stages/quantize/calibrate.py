@@ -6,8 +6,9 @@ are summed, a method turns them and the weights into codes, and all of it is dro
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Solved(NamedTuple):
     """[I, I] of the input that such a weight reads"""
     correction: Tensor | None = None
     """[O, I] that is added to what the codes stand for"""
+    power: float | None = None
+    """Its `squared_output`, where a method has computed it already."""
 
     @property
     def restored(self) -> Tensor:
@@ -116,26 +119,31 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
         found.unseen.extend(group.chosen if group.num_tokens == 0 else ())
         for name in () if method.rounds else group.chosen:
             weight_OI = layer.linears[name].weight.data
-            rounded_OI = dequantise(scheme.round(weight_OI))
-            (found.rounded_errors[name],) = output_errors(weight_OI, [rounded_OI], group.covariance)
+            rounded = Solved(weight_OI, scheme.round(weight_OI), group.covariance)
+            (found.rounded_errors[name],) = output_errors(rounded)
     for name, solved in method.solve(layer).items():
         found.packed.add(name, solved.weight, solved.quantised)
-        made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
-        errors = output_errors(solved.weight, made, solved.covariance)
+        errors = output_errors(solved)
         found.uncorrected_errors[name], found.output_errors[name] = errors[0], errors[-1]
         if method.rounds:
             found.rounded_errors[name] = errors[0]
-        layer.linears[name].weight.data = made[-1].to(solved.weight.dtype)
+        layer.linears[name].weight.data = solved.restored.to(solved.weight.dtype)
 
 
-def output_errors(weight_OI: Tensor, made: Sequence[Tensor], covariance_II: Tensor) -> list[float]:
-    """||(W - W') X|| / ||W X|| of each W' of `made`, for inputs X of that second moment; 0 where W X is zero."""
-    weight_OI, covariance_II = weight_OI.float(), covariance_II.float()
-    whole = output_change(weight_OI, covariance_II)
-    if not whole > 0:
+def squared_output(weight_OI: Tensor, covariance_II: Tensor) -> float:
+    """||W X||^2, its mean over inputs X of that second moment, in float32."""
+    return output_change(weight_OI.float(), covariance_II.float()).item()
+
+
+def output_errors(solved: Solved) -> list[float]:
+    """||(W - W') X|| / ||W X|| for W' without the correction and, where there is one, with it; 0 where W X is zero."""
+    made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
+    power = squared_output(solved.weight, solved.covariance) if solved.power is None else solved.power
+    if not power > 0:
         return [0.0] * len(made)
-    moved = [output_change(weight_OI - each_OI.float(), covariance_II) for each_OI in made]
-    return [(each.clamp(min=0) / whole).sqrt().item() for each in moved]
+    weight_OI, covariance_II = solved.weight.float(), solved.covariance.float()
+    moved = [output_change(weight_OI - each_OI.float(), covariance_II).item() for each_OI in made]
+    return [math.sqrt(max(0.0, each) / power) for each in moved]
 
 
 def _require_tokens(windows_NT: Tensor, chosen: Targets) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from grafts.lowrank.comparators import METHODS, Shape
 from grafts.lowrank.comparators import Method as Comparator
-from grafts.lowrank.covariance import Roots, roots, shrink, triangular_roots
+from grafts.lowrank.covariance import Roots, roots, shrink, shrunk_change, triangular_roots
 from grafts.lowrank.glowq import Correction, refit, solve
 from grafts.lowrank.selection import SCORES, Score, Unit, energy_capture, relative_gain
 from grafts.rtn import dequantise
 from stages.errors import UserError
-from stages.quantize.calibrate import Method, Solved
+from stages.quantize.calibrate import Method, Solved, squared_output
 from stages.quantize.flow import input_groups
 from stages.quantize.layers import Group, Layer
 from stages.quantize.targets import Targets
@@ -109,11 +109,20 @@ class Corrected(Method):
         if self.settings.solver == "glowq_refit":
             found = refit(errors, weighting, found)
         stored = _stored(found, self.settings.dtype, members)
-        weight_OI = torch.cat([part.weight.double() for part in parts])
-        unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), weighting.power(weight_OI))
+        powers = [squared_output(part.weight, part.covariance) for part in parts]
+        weight_OI = torch.cat([part.weight for part in parts])
+        power = self._power(weight_OI, sum(powers), parts[0].covariance, weighting)
+        unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), power)
         self.restored.append(_restored(members, stored, unit, self.settings.score))
-        for name, part, left_OR in zip(members, parts, stored.left, strict=True):
-            solved[name] = part._replace(correction=left_OR.float() @ stored.right.float())
+        for name, part, power, left_OR in zip(members, parts, powers, stored.left, strict=True):
+            solved[name] = part._replace(correction=left_OR.float() @ stored.right.float(), power=power)
+
+    def _power(self, weight_OI: Tensor, seen: float, covariance_II: Tensor, weighting: Roots) -> float:
+        """||W S||^2, S being the roots that the solver weighs errors with, given its square by the inputs as `seen`."""
+        if weighting.is_diagonal:
+            return weighting.power(weight_OI)
+        mean_variance = covariance_II.diagonal().mean().item()
+        return shrunk_change(seen, weight_OI, mean_variance, self.settings.shrinkage)
 
     def _roots(self, group: Group, covariance_II: Tensor) -> Roots:
         """Roots of the second moment of what the weights read, which a base may have scaled."""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from grafts.lowrank.comparators import Upgrade, spend_on_bits
 from grafts.packing import packed_bytes
-from grafts.rtn import Bits, dequantise
+from grafts.rtn import Bits
 from stages.quantize.calibrate import Method, Solved, output_errors
 from stages.quantize.layers import Layer
 from stages.quantize.packed import Scheme
@@ -64,8 +64,8 @@ class Upgradable(Method):
         return [names[index] for index in picked]
 
     def _compared(self, each: Solved, better: Solved) -> Upgraded:
-        (before,) = output_errors(each.weight, [dequantise(each.quantised)], each.covariance)
-        (after,) = output_errors(better.weight, [dequantise(better.quantised)], better.covariance)
+        (before,) = output_errors(each)
+        (after,) = output_errors(better)
         added = self._bytes(better, self.scheme.bits) - self._bytes(each, _lower(self.scheme.bits))
         return Upgraded(better._replace(covariance=each.covariance[:0]), after, Upgrade(before**2 - after**2, added))
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from grafts import apply
-from grafts.packing import pack, unpack, unpack_crossing
+from grafts.packing import pack, pack_crossing, unpack, unpack_crossing
 from grafts.quantised.graft import QuantisedLinears
 from grafts.quantised.linear import QuantisedLinear
 from grafts.rtn import code_range, dequantise, quantise
@@ -48,11 +48,12 @@ def test_it_computes_with_what_its_codes_stand_for(
 
 @given(st.sampled_from([2, 4, 8]), st.integers(1, 5), st.integers(1, 70), st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_unpacking_without_crossing_is_unpacking(bits: int, rows: int, columns: int, seed: int):
+def test_packing_without_crossing_is_packing(bits: int, rows: int, columns: int, seed: int):
     low, high = code_range(bits)
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(low, high + 1, (rows, columns), generator=generator, dtype=torch.int8)
     words = pack(codes, bits)
+    assert torch.equal(pack_crossing(codes, bits), words)
     assert torch.equal(unpack(words, bits, columns), codes)
     assert torch.equal(unpack_crossing(words, bits, columns), codes)
 

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grafts.lowrank import covariance
-from grafts.lowrank.covariance import Moments, diagonal_roots, output_change, roots, shrink, triangular_roots
+from grafts.lowrank.covariance import (
+    Moments,
+    diagonal_roots,
+    output_change,
+    roots,
+    shrink,
+    shrunk_change,
+    triangular_roots,
+)
 from tests.lowrank.problems import CLOSE, inputs
 
 SEEDS = st.integers(0, 10_000)
@@ -93,6 +101,21 @@ def test_shrinking_keeps_the_mean_variance(width: int, share: float, seed: int):
     torch.testing.assert_close(shrink(sigma, share).trace(), sigma.trace())
     least = torch.linalg.eigvalsh(shrink(sigma, share)).min()
     assert least >= share * sigma.trace() / width * (1 - 1e-9) - 1e-12 * sigma.trace()
+
+
+@given(st.integers(1, 12), st.integers(0, 9), st.floats(0, 1), SEEDS)
+@settings(deadline=None, max_examples=30)
+def test_what_outputs_change_by_a_shrunk_covariance_follows_from_the_change_itself(
+    width: int, tokens: int, share: float, seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    x_NI, matrix_OI = inputs(tokens, width, generator), torch.randn(5, width, generator=generator)
+    sigma = x_NI.T @ x_NI / 9
+    found = shrunk_change(
+        output_change(matrix_OI.double(), sigma).item(), matrix_OI, sigma.diagonal().mean().item(), share
+    )
+    expected = output_change(matrix_OI.double(), shrink(sigma, share)).item()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_inputs_that_are_zero_count_as_all_alike():
