@@ -34,8 +34,6 @@ class Solved(NamedTuple):
     """[I, I] of the input that such a weight reads"""
     correction: Tensor | None = None
     """[O, I] that is added to what the codes stand for"""
-    power: float | None = None
-    """Its `squared_output`, where a method has computed it already."""
 
     @property
     def restored(self) -> Tensor:
@@ -120,25 +118,22 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
         for name in () if method.rounds else group.chosen:
             weight_OI = layer.linears[name].weight.data
             rounded = Solved(weight_OI, scheme.round(weight_OI), group.covariance)
-            (found.rounded_errors[name],) = output_errors(rounded)
+            (found.rounded_errors[name],) = output_errors(rounded, layer.powers[name])
     for name, solved in method.solve(layer).items():
         found.packed.add(name, solved.weight, solved.quantised)
-        errors = output_errors(solved)
+        errors = output_errors(solved, layer.powers[name])
         found.uncorrected_errors[name], found.output_errors[name] = errors[0], errors[-1]
         if method.rounds:
             found.rounded_errors[name] = errors[0]
         layer.linears[name].weight.data = solved.restored.to(solved.weight.dtype)
 
 
-def squared_output(weight_OI: Tensor, covariance_II: Tensor) -> float:
-    """||W X||^2, its mean over inputs X of that second moment, in float32."""
-    return output_change(weight_OI.float(), covariance_II.float()).item()
+def output_errors(solved: Solved, power: float) -> list[float]:
+    """||(W - W') X|| / ||W X|| for W' without the correction and, where there is one, with it; 0 where W X is zero.
 
-
-def output_errors(solved: Solved) -> list[float]:
-    """||(W - W') X|| / ||W X|| for W' without the correction and, where there is one, with it; 0 where W X is zero."""
+    `power` is ||W X||^2, which methods leave as it is.
+    """
     made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
-    power = squared_output(solved.weight, solved.covariance) if solved.power is None else solved.power
     if not power > 0:
         return [0.0] * len(made)
     weight_OI, covariance_II = solved.weight.float(), solved.covariance.float()

@@ -16,7 +16,7 @@ from grafts.lowrank.glowq import Correction, refit, solve
 from grafts.lowrank.selection import SCORES, Score, Unit, energy_capture, relative_gain
 from grafts.rtn import dequantise
 from stages.errors import UserError
-from stages.quantize.calibrate import Method, Solved, squared_output
+from stages.quantize.calibrate import Method, Solved
 from stages.quantize.flow import input_groups
 from stages.quantize.layers import Group, Layer
 from stages.quantize.targets import Targets
@@ -93,13 +93,15 @@ class Corrected(Method):
         solved = dict(self.base.solve(layer))
         for group in layer.groups if self.settings.rank else ():
             for members in self._groups(group):
-                self._correct(group, members, solved)
+                self._correct(group, members, layer.powers, solved)
         return solved
 
     def _groups(self, group: Group) -> list[tuple[str, ...]]:
         return [group.chosen] if self.settings.solver not in COMPARATORS else [(name,) for name in group.chosen]
 
-    def _correct(self, group: Group, members: tuple[str, ...], solved: dict[str, Solved]) -> None:
+    def _correct(
+        self, group: Group, members: tuple[str, ...], powers: Mapping[str, float], solved: dict[str, Solved]
+    ) -> None:
         parts = [solved[name] for name in members]
         errors = [part.weight.double() - dequantise(part.quantised).double() for part in parts]
         weighting = self._roots(group, parts[0].covariance)
@@ -109,13 +111,12 @@ class Corrected(Method):
         if self.settings.solver == "glowq_refit":
             found = refit(errors, weighting, found)
         stored = _stored(found, self.settings.dtype, members)
-        powers = [squared_output(part.weight, part.covariance) for part in parts]
         weight_OI = torch.cat([part.weight for part in parts])
-        power = self._power(weight_OI, sum(powers), parts[0].covariance, weighting)
+        power = self._power(weight_OI, sum(powers[name] for name in members), parts[0].covariance, weighting)
         unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), power)
         self.restored.append(_restored(members, stored, unit, self.settings.score))
-        for name, part, power, left_OR in zip(members, parts, powers, stored.left, strict=True):
-            solved[name] = part._replace(correction=left_OR.float() @ stored.right.float(), power=power)
+        for name, part, left_OR in zip(members, parts, stored.left, strict=True):
+            solved[name] = part._replace(correction=left_OR.float() @ stored.right.float())
 
     def _power(self, weight_OI: Tensor, seen: float, covariance_II: Tensor, weighting: Roots) -> float:
         """||W S||^2, S being the roots that the solver weighs errors with, given its square by the inputs as `seen`."""

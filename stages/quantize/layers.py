@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grafts.lowrank.covariance import Moments
+from grafts.lowrank.covariance import Moments, output_change
 from stages.errors import UserError
 from stages.quantize.flow import input_groups, watching_inputs
 from stages.quantize.packed import Progress
@@ -41,6 +41,8 @@ class Layer:
     """All of its linears, by their names in the model."""
     groups: list[Group]
     probe: Probe
+    powers: Mapping[str, float]
+    """||W X||^2 of each linear that is quantised, its mean over all calibration tokens, in float32."""
 
 
 def pooled_layers(
@@ -66,7 +68,7 @@ def pooled_layers(
         parts.append((name, module, kept))
         progress(done, len(stream.layers), "layers")
     return [
-        Layer(name, module, _linears(name, module), [_group(*item, owned[item[1]]) for item in kept.items()], probe)
+        _layer(name, module, [_group(*item, owned[item[1]]) for item in kept.items()], probe)
         for (name, module, kept), probe in zip(parts, stream.probes.values(), strict=True)
     ]
 
@@ -77,7 +79,17 @@ def calibrated_layer(
     """Layer `name` with the moments of its inputs; with `keep_outputs` the stream goes on behind it."""
     moments = _moments(stream, name, module, chosen, keep_outputs=keep_outputs)
     groups = [_group(readers, _picked(readers, chosen), moments.pop(readers)) for readers in list(moments)]
-    return Layer(name, module, _linears(name, module), groups, stream.probes[name])
+    return _layer(name, module, groups, stream.probes[name])
+
+
+def _layer(name: str, module: nn.Module, groups: list[Group], probe: Probe) -> Layer:
+    linears = _linears(name, module)
+    powers: dict[str, float] = {}
+    for group in groups:
+        covariance_II = group.covariance.float()
+        weights = {each: linears[each].weight.data.float() for each in group.chosen}
+        powers |= {each: output_change(weight_OI, covariance_II).item() for each, weight_OI in weights.items()}
+    return Layer(name, module, linears, groups, probe, powers)
 
 
 def _moments(

@@ -30,7 +30,7 @@ def layer_of(model: PreTrainedModel) -> tuple[Layer, list[tuple[str, ...]]]:
     name, module = next(iter(stream.layers.items()))
     linears = {f"{name}.{part}": each for part, each in module.named_modules() if isinstance(each, nn.Linear)}
     groups = input_groups(linears, lambda: stream.probes[name].run(module))
-    return Layer(name, module, linears, [], stream.probes[name]), groups
+    return Layer(name, module, linears, [], stream.probes[name], {}), groups
 
 
 def sources(model: PreTrainedModel) -> dict[str, str | None]:
