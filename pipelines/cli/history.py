@@ -43,6 +43,8 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
     console.print(f"{view.started['run']}: {_told(store, view)}\n", markup=False)
     table = grid("", "stage", "method", "", "time", "result")
     for stage in view.stages.values():
+        if stage.state == "left":
+            continue
         mark, style = SHOWN[stage.state]
         clock = format_duration(stage.seconds) if stage.seconds else ""
         figures = Text(stage.waits or format_metrics(stage.metrics))

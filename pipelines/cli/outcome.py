@@ -45,7 +45,8 @@ def _headline(result: RunResult) -> str:
     states = list(result.states.values())
     if set(states) == {"cached"}:
         return f"everything is cached: {len(states)} stages"
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    words = {state: "not chosen" if state == "left" else state for state in dict.fromkeys(states)}
+    return ", ".join(f"{states.count(state)} {word}" for state, word in words.items())
 
 
 def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:

@@ -37,6 +37,8 @@ def print_plan(plan: Plan, expected: Expected, problems: Problems, *, why: bool)
 def _table(plan: Plan, expected: Expected, problems: Problems) -> RenderableType:
     table = grid("", "stage", "method", "", "expected", "why")
     for name, step in plan.steps.items():
+        if plan.chosen.role(name) == "left":
+            continue
         mark, style, word = MARKS[step.state]
         reasons = [*_in_vain(problems, name), *(Text(text) for text in _brief(step))]
         clock = Text(_clock(expected, name), "dim")
@@ -48,6 +50,8 @@ def _table(plan: Plan, expected: Expected, problems: Problems) -> RenderableType
 def _reasons(plan: Plan, expected: Expected, problems: Problems) -> RenderableType:
     lines: list[Text] = []
     for name, step in plan.steps.items():
+        if plan.chosen.role(name) == "left":
+            continue
         _, style, _ = MARKS[step.state]
         clock = _clock(expected, name)
         head = Text(f"{VERDICTS[step.state]:<5}", style) + Text(name, f"bold {style}")
@@ -79,7 +83,7 @@ def _summary(plan: Plan, expected: Expected) -> str:
         "to run": plan.count("run"),
         "to run if inputs change": plan.count("unknown"),
         "taken as they are": plan.count("kept"),
-        "left": plan.count("left"),
+        "not chosen": plan.count("left"),
     }
     told = [f"{count} {what}" for what, count in counts.items() if count]
     if expected.stages:

@@ -30,10 +30,12 @@ def grid(*headers: str) -> Table:
 
 
 def result_table(pipeline: Pipeline, result: RunResult) -> RenderableType:
-    """Each stage with its state, time and main figures."""
+    """Each chosen stage with its state, time and main figures."""
     table = grid("", "stage", "", "time", "result")
     for name in pipeline.stages:
         state = result.states[name]
+        if state == "left":
+            continue
         mark, style = SHOWN[state]
         manifest = result.manifests.get(name)
         seconds = manifest.evidence.get("seconds") if manifest else None

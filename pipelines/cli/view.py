@@ -68,7 +68,11 @@ class Picture:
         self.began = time.monotonic()
 
     def update(self, event: dict[str, Any]) -> Row | None:
-        """Take in an event; returns the row it was about."""
+        """Take in an event; returns the row it was about. Stages that were not chosen have no row."""
+        if event["event"] == "run-started":
+            for stage in event["stages"]:
+                if stage.get("state") == "left":
+                    del self.rows[stage["name"]]
         row = self.rows.get(event.get("stage", ""))
         if row is None:
             return None

@@ -63,6 +63,13 @@ def test_run_then_cached_then_changed(regraft, tmp_path):
     assert "0 damaged" in regraft("verify")
 
 
+def test_stages_that_were_not_chosen_are_counted_and_not_listed(regraft):
+    for said in (regraft("plan", "p.yaml", "--until", "a"), regraft("run", "p.yaml", "--until", "a", *INLINE)):
+        assert "1 not chosen" in said
+        assert not any(line.split()[1:2] == ["b"] for line in said.splitlines()), said
+    assert "tests.toy:Copy" not in regraft("status")
+
+
 def test_a_plan_of_the_smoke_run_is_about_its_small_stages_and_its_store(regraft):
     assert "1 to run, 1 to run if inputs change" in regraft("plan", "p.yaml", "--smoke")
     regraft("run", "p.yaml", "--smoke", *INLINE)

@@ -67,6 +67,12 @@ def test_the_table_shows_state_progress_and_curves():
     assert "0 of 2 stages" in text
 
 
+def test_a_stage_that_was_not_chosen_has_no_row():
+    picture = view.Picture(PIPELINE)
+    picture.update({"event": "run-started", "stages": [{"name": "a"}, {"name": "b", "state": "left"}]})
+    assert list(picture.rows) == ["a"]
+
+
 def test_a_long_note_gives_way_to_names_and_times():
     live = view.LiveView(PIPELINE)
     live(started("a"))
