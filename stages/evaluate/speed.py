@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 FIGURE = "speed.svg"
 NAMES = ("model", "baseline")
+UNTIMED_TURNS = 2
+"""Turns of both models at each length before those that count: one to count bytes, one to warm up."""
 
 
 class SpeedParams(Parameters):
@@ -83,10 +86,14 @@ class EvaluateSpeed(Stage):
         models = [  # as a user has them: dense weights of quantised linears are not kept
             load_for_evaluation(source, self.params.dtype, trust_remote_code=trusted, hold=False) for source in sources
         ]
-        lengths, rows = sorted(set(self.params.context_lengths)), []
-        for done, length in enumerate(lengths, start=1):
-            rows.append(self._measure(models, _prompts(models, self.params.batch_size, length, context.seed)))
-            context.progress(done, len(lengths), "lengths")
+        lengths = sorted(set(self.params.context_lengths))
+        turned = _turns(context, sum(lengths) * (UNTIMED_TURNS + self.params.repetitions))
+        rows = [
+            self._measure(
+                models, _prompts(models, self.params.batch_size, length, context.seed), partial(turned, length)
+            )
+            for length in lengths
+        ]
         context.metrics(**_metrics(rows[-1]))
         out = context.output("report")
         draw_speed(out / FIGURE, rows)
@@ -94,14 +101,26 @@ class EvaluateSpeed(Stage):
         details = {**self.params.identity(), "lengths": rows, **told}
         write_report(out, "Speed", context.results, details)
 
-    def _measure(self, models: Sequence[PreTrainedModel], ids_BT: Tensor) -> dict[str, Any]:
+    def _measure(self, models: Sequence[PreTrainedModel], ids_BT: Tensor, turned: Callable[[], None]) -> dict[str, Any]:
         from stages.evaluate.timing import alternate, footprint
 
         footprints = [footprint(model, ids_BT) for model in models]
-        alternate(models, ids_BT, min(2, self.params.decode_tokens), 1)
-        samples = alternate(models, ids_BT, self.params.decode_tokens, self.params.repetitions)
+        turned()
+        alternate(models, ids_BT, min(2, self.params.decode_tokens), 1, turned)
+        samples = alternate(models, ids_BT, self.params.decode_tokens, self.params.repetitions, turned)
         rows = {name: _row(*found) for name, *found in zip(NAMES, samples, footprints, strict=True)}
         return {"context_length": ids_BT.shape[1], **rows, "ratios": _ratios(samples, footprints)}
+
+
+def _turns(context: Context, total: int) -> Callable[[int], None]:
+    """What tells that both models have read a prompt of so many tokens."""
+    read: list[int] = []
+
+    def turned(length: int) -> None:
+        read.append(length)
+        context.progress(sum(read), total, "tokens of prompts")
+
+    return turned
 
 
 def _prompts(models: Sequence[PreTrainedModel], batch_size: int, length: int, seed: int) -> Tensor:

@@ -6,7 +6,7 @@ import gc
 import inspect
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -141,13 +141,16 @@ def footprint(model: nn.Module, ids_BT: Tensor) -> Footprint:
     return Footprint(cache=held, peak=parameter_bytes(model) + counter.peak)
 
 
-def alternate(models: Sequence[nn.Module], ids_BT: Tensor, decode_tokens: int, repetitions: int) -> list[list[Sample]]:
-    """`repetitions` samples of each model, in turns, each turn in the opposite order of the one before."""
+def alternate(
+    models: Sequence[nn.Module], ids_BT: Tensor, decode_tokens: int, repetitions: int, turned: Callable[[], None]
+) -> list[list[Sample]]:
+    """`repetitions` samples of each model, in turns, each turn in the opposite order of the one before, and told of."""
     samples: list[list[Sample]] = [[] for _ in models]
     for turn in range(repetitions):
         order = range(len(models)) if turn % 2 == 0 else reversed(range(len(models)))
         for index in order:
             samples[index].append(sample(models[index], ids_BT, decode_tokens))
+        turned()
     return samples
 
 

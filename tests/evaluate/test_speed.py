@@ -119,12 +119,13 @@ def test_peak_counts_what_is_alive_and_forgets_the_rest():
 def test_turns_alternate_and_every_sample_is_positive(monkeypatch: pytest.MonkeyPatch):
     from stages.evaluate import timing
 
-    models, order = [tiny("llama"), tiny("mistral")], []
+    models, order, turns = [tiny("llama"), tiny("mistral")], [], []
     monkeypatch.setattr(
         timing, "sample", lambda model, *args: order.append(models.index(model)) or sample(model, *args)
     )
-    found = alternate(models, IDS, 3, 3)
+    found = alternate(models, IDS, 3, 3, lambda: turns.append(len(order)))
     assert order == [0, 1, 1, 0, 0, 1]
+    assert turns == [2, 4, 6]
     assert [len(samples) for samples in found] == [3, 3]
     for measured in found[0] + found[1]:
         assert 0 < measured.prefill <= measured.first_token
@@ -146,6 +147,14 @@ def test_the_report_has_all_lengths_and_metrics_are_those_of_the_longest(tmp_pat
     assert found["decode_tokens_per_second"] == last["model"]["decode_tokens_per_second"]["median"]
     assert details["device"]
     assert (tmp_path / "out" / "report" / details["figures"][0]).read_bytes().startswith(b"<?xml")
+
+
+def test_progress_counts_every_turn_by_the_length_of_its_prompt(tmp_path: Path):
+    models, told = {name: Model(tiny_model(tmp_path / name)) for name in ("model", "baseline")}, []
+    context = Context(inputs=models, out=tmp_path / "out", scratch=tmp_path / "scratch", emit=told.append)
+    EvaluateSpeed(SpeedParams(dtype="float32", context_lengths=(8, 24), decode_tokens=2, repetitions=1)).run(context)
+    assert [event["done"] for event in told if event["event"] == "progress"] == [8, 16, 24, 48, 72, 96]
+    assert {event["total"] for event in told if event["event"] == "progress"} == {96}
 
 
 def test_prompts_depend_on_the_seed_and_suit_both_models():
