@@ -22,9 +22,8 @@ def pack(codes_RC: Tensor, bits: Bits) -> Tensor:
     if WORD_BITS % bits:
         return pack_crossing(codes_RC, bits)
     padded_RC = functional.pad(codes_RC, (0, -codes_RC.shape[-1] % (WORD_BITS // bits)), value=code_range(bits)[0])
-    unsigned_RNB = (padded_RC.to(torch.int8).contiguous().view(torch.uint8) + 2 ** (bits - 1)).unflatten(
-        -1, (-1, 8 // bits)
-    )
+    unsigned_RC = padded_RC.to(torch.int8).contiguous().view(torch.uint8) + 2 ** (bits - 1)
+    unsigned_RNB = unsigned_RC.unflatten(-1, (-1, 8 // bits))
     bytes_RN = unsigned_RNB[..., 0].clone()
     for place in range(1, 8 // bits):
         bytes_RN |= unsigned_RNB[..., place] << place * bits

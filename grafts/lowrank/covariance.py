@@ -7,7 +7,7 @@ square root; GPTQ's Hessian (arXiv 2210.17323) is twice it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import torch
@@ -101,22 +101,20 @@ class Roots(NamedTuple):
 
     def whiten(self, matrix_OI: Tensor) -> Tensor:
         """`matrix_OI` times S, in float64: its Frobenius norm is the output's root mean square."""
-        return torch.cat([_times(matrix_OI[:, at].double(), part) for at, part in self._parts()], dim=1)
+        if self.inverse is not None:
+            return _times(matrix_OI.double(), self.root)
+        blocks = _triangular_blocks(self.root)
+        return torch.cat([matrix_OI[:, at].double() @ part for at, part in blocks], dim=1)
 
     def power(self, matrix_OI: Tensor) -> float:
-        """||D S||_F^2 in float32: a figure to divide by."""
-        parts = self._parts()
-        return sum(_times(matrix_OI[:, at].float(), part.float()).square().sum().item() for at, part in parts)
+        """||D S||_F^2."""
+        return self.whiten(matrix_OI).square().sum().item()
 
     def unwhiten(self, matrix_RI: Tensor) -> Tensor:
         """`matrix_RI` times S^-1."""
         if self.inverse is None:
             return torch.linalg.solve_triangular(self.root, matrix_RI, upper=False, left=False)
         return _times(matrix_RI, self.inverse)
-
-    def _parts(self) -> Iterable[tuple[slice, Tensor]]:
-        """Columns of S, with the columns of a matrix that they are multiplied with."""
-        return [(slice(None), self.root)] if self.inverse is not None else _triangular_blocks(self.root)
 
 
 def shrink(covariance_II: Tensor, share: float = SHRINKAGE) -> Tensor:

@@ -36,9 +36,7 @@ def print_plan(plan: Plan, expected: Expected, problems: Problems, *, why: bool)
 
 def _table(plan: Plan, expected: Expected, problems: Problems) -> RenderableType:
     table = grid("", "stage", "method", "", "expected", "why")
-    for name, step in plan.steps.items():
-        if plan.chosen.role(name) == "left":
-            continue
+    for name, step in _listed(plan):
         mark, style, word = MARKS[step.state]
         reasons = [*_in_vain(problems, name), *(Text(text) for text in _brief(step))]
         clock = Text(_clock(expected, name), "dim")
@@ -49,15 +47,18 @@ def _table(plan: Plan, expected: Expected, problems: Problems) -> RenderableType
 
 def _reasons(plan: Plan, expected: Expected, problems: Problems) -> RenderableType:
     lines: list[Text] = []
-    for name, step in plan.steps.items():
-        if plan.chosen.role(name) == "left":
-            continue
+    for name, step in _listed(plan):
         _, style, _ = MARKS[step.state]
         clock = _clock(expected, name)
         head = Text(f"{VERDICTS[step.state]:<5}", style) + Text(name, f"bold {style}")
         lines.append(head + Text(f"  {step.spec.uses}{f'  {clock}' if clock else ''}", "dim"))
         lines.extend(Text("     ") + text for text in (*_in_vain(problems, name), *(Text(r) for r in step.reasons)))
     return Group(*lines)
+
+
+def _listed(plan: Plan) -> Iterable[tuple[str, Step]]:
+    """The stages that were chosen, or stand above one that was."""
+    return ((name, step) for name, step in plan.steps.items() if plan.chosen.role(name) != "left")
 
 
 def _in_vain(problems: Problems, stage: str) -> Iterable[Text]:

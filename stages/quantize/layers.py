@@ -87,8 +87,8 @@ def _layer(name: str, module: nn.Module, groups: list[Group], probe: Probe) -> L
     powers: dict[str, float] = {}
     for group in groups:
         covariance_II = group.covariance.float()
-        weights = {each: linears[each].weight.data.float() for each in group.chosen}
-        powers |= {each: output_change(weight_OI, covariance_II).item() for each, weight_OI in weights.items()}
+        for each in group.chosen:
+            powers[each] = output_change(linears[each].weight.data.float(), covariance_II).item()
     return Layer(name, module, linears, groups, probe, powers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def test_what_leads_elsewhere_is_refused_with_its_line(text, told, tmp_path):
 
 @pytest.mark.parametrize("content", BYTES.values(), ids=BYTES)
 def test_what_is_no_text_is_refused_with_its_line(content, tmp_path):
-    answer(tmp_path, content)
+    assert re.search(r"f\.yaml:\d+:\d+: not ", answer(tmp_path, content))
 
 
 def test_the_place_of_a_bad_byte(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,25 @@ def test_nan_is_an_error(text: Dataset, tmp_path: Path):
         score(model, text, tmp_path)
 
 
-def test_other_architectures_are_refused_with_the_list(source: Path, text: Dataset, tmp_path: Path):
-    refused({"model_type": "gpt2"}, "unsupported base: .* of the type 'gpt2'", tmp_path, text, fix=", ".join(SUPPORTED))
+def test_other_architectures_are_refused_with_the_list(text: Dataset, tmp_path: Path):
+    error = refused({"model_type": "gpt2"}, tmp_path, text)
+    assert re.search("unsupported base: .* of the type 'gpt2'", str(error))
+    assert ", ".join(SUPPORTED) in error.fix
 
 
 def test_a_hybrid_is_refused(text: Dataset, tmp_path: Path):
     config = {"model_type": "regraft", "base": {"model_type": "llama"}, "grafts": [{"name": "hybrid"}]}
-    refused(config, "converted already: it carries the grafts hybrid", tmp_path, text, fix="pretrained model")
+    error = refused(config, tmp_path, text)
+    assert "converted already: it carries the grafts hybrid" in str(error)
+    assert "pretrained model" in error.fix
 
 
-def refused(config: dict[str, Any], message: str, folder: Path, text: Dataset, *, fix: str) -> None:
+def refused(config: dict[str, Any], folder: Path, text: Dataset) -> UserError:
+    """The error that scoring a model with this configuration gets before compute."""
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError) as caught:
         ScoreHeads(ScoreHeadsParams()).check({"model": Model(folder), "text": text})
-    assert fix in caught.value.fix
+    return caught.value
 
 
 def test_texts_longer_than_the_context_are_refused(source: Path, text: Dataset, tmp_path: Path):
