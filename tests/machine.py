@@ -29,7 +29,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests of a module: starting it takes longer than they do."""
     import ray
 
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     ray.init(
         address="local",
         num_cpus=2,
