@@ -52,15 +52,19 @@ def _kl(left_CW: Tensor, right_CW: Tensor) -> Tensor:
 
 def _forward(student_CW: Tensor, teacher_CW: Tensor) -> Measured:
     share_CW = teacher_CW.exp()
-    total = (share_CW * (teacher_CW - student_CW)).sum(dtype=torch.float64)
-    return Measured(total, student_CW.exp() - share_CW)
+    return Measured(_total(share_CW * (teacher_CW - student_CW)), student_CW.exp() - share_CW)
 
 
 def _jensen_shannon(student_CW: Tensor, teacher_CW: Tensor, beta: float) -> Measured:
     mixture_CW = torch.logaddexp(student_CW + math.log1p(-beta), teacher_CW + math.log(beta))
-    of_teacher = (teacher_CW.exp() * (teacher_CW - mixture_CW)).sum(dtype=torch.float64)
+    of_teacher = _total(teacher_CW.exp() * (teacher_CW - mixture_CW))
     of_student = _through_softmax(student_CW, student_CW - mixture_CW)
     return Measured(beta * of_teacher + (1 - beta) * of_student.total, (1 - beta) * of_student.grad)
+
+
+def _total(values_CW: Tensor) -> Tensor:
+    """The sum in float64 of sums over rows; a CPU takes ten times as long to add up everything in float64."""
+    return values_CW.sum(-1).sum(dtype=torch.float64)
 
 
 def _through_softmax(student_CW: Tensor, gap_CW: Tensor) -> Measured:

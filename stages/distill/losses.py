@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.chunks import chunks
 from stages.distill import divergences
 from stages.distill.settings import Divergence
 from stages.distill.teachers import Teacher, WholeTeacher
-
-CHUNK_POSITIONS = 256
-"""Positions computed at once: their float32 rows take 50 MB for a vocabulary of 49152."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, student_PV: Tensor, teacher: Teacher, targets_P: Tensor, mix: Mix) -> tuple[Tensor, ...]:
         grad_PV = torch.empty_like(student_PV) if student_PV.requires_grad else None
         kl, ce = torch.zeros((2,), dtype=torch.float64, device=student_PV.device)
-        for start in range(0, student_PV.shape[0], CHUNK_POSITIONS):
-            part = slice(start, start + CHUNK_POSITIONS)
+        for part in chunks(student_PV):
             chunk = _chunk(student_PV[part], teacher, part, targets_P[part], mix, grad_PV is not None)
             kl, ce = kl + chunk.kl, ce + chunk.ce
             if grad_PV is not None:
@@ -87,8 +84,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_PV,) = ctx.saved_tensors
-        for grad_CV in grad_PV.split(CHUNK_POSITIONS):
-            grad_CV.copy_(grad_CV.float() * grads[0])  # in bf16 the factor itself would be rounded
+        for part in chunks(grad_PV):
+            grad_PV[part] = grad_PV[part].float() * grads[0]  # in bf16 the factor itself would be rounded
         return grad_PV, None, None, None
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_POSITIONS: Final = 256
-"""Positions computed at once: their float32 rows take 50 MB for a vocabulary of 49152."""
+from stages.chunks import chunks
+
 IGNORED: Final = -100
 """Label of a position that is no target."""
 
@@ -33,8 +33,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits_PV: Tensor, labels_P: Tensor) -> Tensor:
         grad_PV = torch.empty_like(logits_PV) if logits_PV.requires_grad else None
         total = torch.zeros((), dtype=torch.float64, device=logits_PV.device)
-        for start in range(0, logits_PV.shape[0], CHUNK_POSITIONS):
-            part = slice(start, start + CHUNK_POSITIONS)
+        for part in chunks(logits_PV):
             log_CV, labels_C = functional.log_softmax(logits_PV[part].float(), dim=-1), labels_P[part]
             total += functional.nll_loss(log_CV, labels_C, ignore_index=IGNORED, reduction="sum").double()
             if grad_PV is not None:
@@ -45,8 +44,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_PV,) = ctx.saved_tensors
-        for grad_CV in grad_PV.split(CHUNK_POSITIONS):
-            grad_CV.copy_(grad_CV.float() * grads[0])  # in bf16 the factor itself would be rounded
+        for part in chunks(grad_PV):
+            grad_PV[part] = grad_PV[part].float() * grads[0]  # in bf16 the factor itself would be rounded
         return grad_PV, None
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stages.distill import losses
+from stages import chunks
 from stages.distill.losses import DistillLoss, Mix, distill_loss, naive
 
 MIXES = [Mix(1, 0, 1), Mix(0, 1, 1), Mix(0.7, 0.3, 2.0), Mix(1, 1, 0.5)]
@@ -24,7 +24,7 @@ def gradient(loss: DistillLoss, student: torch.Tensor, scale: float = 1.0) -> to
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("num_positions", [1, 7, 8, 29])
 def test_chunked_equals_naive_in_value_and_gradient(mix: Mix, num_positions: int, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_POSITIONS", 8)
+    monkeypatch.setattr(chunks, "CPU_LOGITS", 8 * 50)
     student, teacher, targets = tensors(num_positions)
     fast, slow = distill_loss(student, teacher, targets, mix), naive(student, teacher, targets, mix)
     for name in ("total", "kl", "ce"):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from stages.training import cross_entropy as module
+from stages import chunks
 from stages.training.cross_entropy import IGNORED, cross_entropy, naive
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_positions", [1, 7, 8, 21])
 def test_loss_and_gradient_are_the_reference_s(num_positions, dtype, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_POSITIONS", 8)
+    monkeypatch.setattr(chunks, "CPU_LOGITS", 8 * 11)
     generator = torch.Generator().manual_seed(num_positions)
     logits = torch.randn(num_positions, 11, generator=generator).mul(3).to(dtype)
     labels = torch.randint(11, (num_positions,), generator=generator)

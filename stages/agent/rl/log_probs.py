@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_POSITIONS: Final = 256
-"""Positions computed at once: their float32 rows take 50 MB for a vocabulary of 49152."""
+from stages.chunks import chunks
 
 
 def log_probs(logits_PV: Tensor, targets_P: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -73,12 +72,7 @@ def _spread(values_P: Tensor, mask_NL: Tensor) -> Tensor:
 class _ChosenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_PV: Tensor, targets_P: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        parts = [
-            naive(logits_CV, targets_C, temperature)
-            for logits_CV, targets_C in zip(
-                logits_PV.split(CHUNK_POSITIONS), targets_P.split(CHUNK_POSITIONS), strict=True
-            )
-        ]
+        parts = [naive(logits_PV[part], targets_P[part], temperature) for part in chunks(logits_PV)]
         logp_P, entropy_P = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.save_for_backward(logits_PV, targets_P)
         ctx.temperature = temperature
@@ -89,8 +83,7 @@ class _ChosenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits_PV, targets_P = ctx.saved_tensors
         grad_PV = torch.empty_like(logits_PV)
-        for start in range(0, logits_PV.shape[0], CHUNK_POSITIONS):
-            part = slice(start, start + CHUNK_POSITIONS)
+        for part in chunks(logits_PV):
             grad_PV[part] = _gradient(logits_PV[part], targets_P[part], grads[0][part], ctx.temperature)
         return grad_PV, None, None
 
