@@ -122,8 +122,13 @@ class DepthwiseDecoder:
         self._run(self.block, slots)
         for sequence in slots.values():
             sequence.loop += 1
-        last = {slot: sequence for slot, sequence in slots.items() if sequence.loop == self.core.loops}
-        return self._leave({slot: slots[slot] for slot in slots.keys() - last.keys()}) + self._end(last)
+        through = {slot: one for slot, one in slots.items() if self._is_through(one)}
+        self._run(self.end, through)
+        asked = slots if self.leaves else through
+        return self._tokens(asked) if asked else []
+
+    def _is_through(self, sequence: _Sequence) -> bool:
+        return sequence.loop == self.core.loops
 
     def _begin(self, slots: dict[int, _Sequence]) -> None:
         if not slots:
@@ -133,21 +138,18 @@ class DepthwiseDecoder:
             sequence.hidden = hidden_1D
         self._run(self.begin, slots)
 
-    def _end(self, slots: dict[int, _Sequence]) -> list[tuple[int, int]]:
-        self._run(self.end, slots)
-        return self._tokens(slots, exit_logits(self.model, _hidden(slots))[:, 0]) if slots else []
-
-    def _leave(self, slots: dict[int, _Sequence]) -> list[tuple[int, int]]:
-        """Those that are sure of their token already."""
-        if not slots or self.leaves is None:
-            return []
+    def _tokens(self, slots: dict[int, _Sequence]) -> list[tuple[int, int]]:
+        """Of those that are through or sure already, the tokens: the head reads its weights once for both."""
         logits_NV = exit_logits(self.model, _hidden(slots))[:, 0]
-        sure_N = self.leaves(logits_NV)
-        leaving = {
-            slot: sequence for (slot, sequence), sure in zip(slots.items(), sure_N.tolist(), strict=True) if sure
-        }
-        self._pass_by(leaving)
-        return self._tokens(leaving, logits_NV[sure_N])
+        through = torch.tensor([self._is_through(one) for one in slots.values()], device=logits_NV.device)
+        leaving = torch.zeros_like(through)
+        if self.leaves and not through.all():
+            leaving[~through] = self.leaves(logits_NV[~through])
+        named = list(
+            zip(slots, leaving.tolist(), (through | leaving).tolist(), logits_NV.argmax(-1).tolist(), strict=True)
+        )
+        self._pass_by({slot: slots[slot] for slot, leaves, _, _ in named if leaves})
+        return [(slot, token) for slot, _, done, token in named if done]
 
     def _pass_by(self, slots: dict[int, _Sequence]) -> None:
         """Give the layers that are skipped their keys and values."""
@@ -174,10 +176,6 @@ class DepthwiseDecoder:
 
     def _rows(self, rows: Sequence[tuple[int, int, int]]) -> Rows:
         return Rows(*torch.tensor(rows, device=self.model.device).unbind(1))
-
-    @staticmethod
-    def _tokens(slots: dict[int, _Sequence], logits_NV: Tensor) -> list[tuple[int, int]]:
-        return list(zip(slots, logits_NV.argmax(-1).tolist(), strict=True))
 
 
 def _hidden(slots: dict[int, _Sequence]) -> Tensor:

@@ -32,12 +32,20 @@ class Rows:
     """The loops that occur, with the indices of their rows."""
     longest: int = field(init=False)
     """Tokens of the longest of their sequences up to now."""
-    known: dict[tuple[str, str], Any] = field(default_factory=dict)
+    known: dict[tuple[str, Any], Any] = field(default_factory=dict)
     """Rotations and masks, which layers of one kind have in common."""
 
     def __post_init__(self) -> None:
         self.longest = int(self.positions.max()) + 1
         self.parts = [(int(loop), (self.loops == loop).nonzero()[:, 0]) for loop in self.loops.unique()]
+
+    def chosen(self, loop_R: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Which of R columns, each of a loop, are of a row's own: 1 or 0, [N, 1, R]."""
+        key = ("chosen", (dtype, loop_R))
+        if key not in self.known:
+            columns_R = torch.tensor(loop_R, device=self.loops.device)
+            self.known[key] = (self.loops[:, None, None] == columns_R).to(dtype)
+        return self.known[key]
 
 
 class _Current:
@@ -69,18 +77,28 @@ class ByLoop(nn.Module):
 
 
 class LinearByLoop(ByLoop):
-    """Linears that share their weight: one product for all rows, then what each loop has of its own."""
+    """Linears that share their weight: one product for all rows, then what each loop has of its own.
 
-    def _mixed(self, x_N1D: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:
-        out_N1O = functional.linear(x_N1D, _linear(self.variants[0]).weight)
-        for loop, rows in parts:
-            variant = self.variants[loop]
-            own = _linear(variant).bias
-            if isinstance(variant, RelaxedLinear):
-                low = functional.linear(functional.linear(x_N1D[rows], variant.right), variant.left)
-                own = low if own is None else low + own
-            if own is not None:
-                out_N1O[rows] += own
+    The differences of all loops are one, of the sum of their ranks; a row goes through those columns that are its
+    loop's. Few large products are faster than many small ones, though they compute what is then left out.
+    """
+
+    def __init__(self, variants: Sequence[nn.Module], current: _Current) -> None:
+        super().__init__(variants, current)
+        relaxed = [(loop, one) for loop, one in enumerate(variants) if isinstance(one, RelaxedLinear)]
+        self.left_OR = torch.cat([one.left.detach() for _, one in relaxed], 1) if relaxed else None
+        self.right_RI = torch.cat([one.right.detach() for _, one in relaxed]) if relaxed else None
+        self.loop_R = tuple(loop for loop, one in relaxed for _ in range(one.left.shape[1]))
+        biases = [_linear(one).bias for one in variants]
+        self.bias_LO = None if biases[0] is None else torch.stack([bias.detach() for bias in biases])
+
+    def _mixed(self, x_N1D: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:  # noqa: ARG002, for `ByLoop`
+        rows, out_N1O = self.current.rows, functional.linear(x_N1D, _linear(self.variants[0]).weight)
+        if self.left_OR is not None and self.right_RI is not None:
+            low_N1R = functional.linear(x_N1D, self.right_RI) * rows.chosen(self.loop_R, x_N1D.dtype)
+            out_N1O += functional.linear(low_N1R, self.left_OR)
+        if self.bias_LO is not None:
+            out_N1O += self.bias_LO[rows.loops].unsqueeze(1)
         return out_N1O
 
 
@@ -176,7 +194,7 @@ def _kind(model: PreTrainedModel, layer: int) -> str:
 
 
 def _merged(model: PreTrainedModel, layers: Sequence[int], current: _Current) -> nn.Module:
-    """The first of `layers`, with modules that know the others; no parameter is copied."""
+    """The first of `layers`, with modules that know the others; of their parameters, only differences are copied."""
     variants = [decoder_layers(model)[layer] for layer in layers]
     merged = copy.deepcopy(variants[0], {id(p): p for p in variants[0].parameters()})
     for name, _ in list(_leaves(variants[0])):
