@@ -8,8 +8,8 @@ from typing import Final
 from torch import Tensor
 
 CPU_LOGITS: Final = 2**20
-"""4 MiB of float32, which stay in the cache. The loss over a vocabulary of 49152 takes three times as long in chunks of 50 MiB,
-which the allocator gets from the system anew each time."""
+"""4 MiB of float32, which stay in the cache. In chunks of 50 MiB, which the allocator gets from the system anew each
+time, the loss over a vocabulary of 49152 takes three times as long."""
 DEVICE_LOGITS: Final = 2**24
 """64 MiB of float32: enough to keep a GPU busy between kernels."""
 

@@ -127,4 +127,9 @@ def _check_cache(params: DistillParameters, inputs: Mapping[str, Any]) -> None:
             f"{asked} need the teacher itself, a cache holds its next-token distributions only",
             fix="leave the input `cache` out, or set them to 0",
         )
+    if not params.kl_weight:
+        raise UserError(
+            "kl_weight is 0: nothing that the cache holds would enter the loss",
+            fix="leave the input `cache` out, or set kl_weight",
+        )
     CacheCard.of(inputs["cache"]).require(inputs["teacher"], inputs["data"], params.temperature)

@@ -24,6 +24,7 @@ from stages.distill.terms import LayerTerms
 from stages.distill.text import Text
 from stages.evaluate.distance import Distance, distance
 from stages.evaluate.matching import text_config
+from stages.training.cross_entropy import cross_entropy
 from stages.training.recipe import Batch, Loss, Worker
 from stages.training.windows import WindowRecipe, first_windows
 
@@ -63,13 +64,13 @@ class Distillation(WindowRecipe):
         )
 
     def prepare(self, worker: Worker) -> None:
-        """Map the data, and load the teacher onto the device, frozen, unless a cache stands in for it."""
+        """Map the data, and load the teacher onto the device, frozen, unless a cache or the text stands in for it."""
         windows = TokenWindows(self.data, self.cache)
         limit = self.params.heldout_windows
         heldout_NT = first_windows(self.heldout, self.cache, limit) if self.heldout else None
         cached = CachedTeacher(self.cached, self.cache) if self.cached else None
         self._live = _Live(worker, self._layer_terms(), None, cached, windows, heldout_NT)
-        self._live.teacher = None if cached else self._load_teacher()
+        self._live.teacher = self._load_teacher() if self.params.asks_teacher and not cached else None
 
     @property
     def live(self) -> _Live:
@@ -109,6 +110,9 @@ class Distillation(WindowRecipe):
 
     def judge(self, model: nn.Module, student: Any, batch: Batch, text: Text) -> Loss:  # noqa: ARG002, for subclasses
         """The loss of the student's output on `text`."""
+        if not self.params.asks_teacher:
+            ce = cross_entropy(text.counted(student.logits), text.targets())
+            return Loss(self.mix.ce_weight * ce, {"ce": ce.detach()})
         terms, values = self.live.terms, {}
         if self.live.cached:
             said: Teacher = top_teacher(batch)
@@ -139,7 +143,7 @@ class Distillation(WindowRecipe):
         return Mix(params.kl_weight, params.ce_weight, params.temperature, params.divergence, params.jsd_beta)
 
     def _any_teacher(self) -> PreTrainedModel:
-        """The teacher that stays loaded, or, beside a cache, one that the caller drops again."""
+        """The teacher that stays loaded, or, where training does not ask it, one that the caller drops again."""
         return self.live.teacher or self._load_teacher()
 
     def _load_teacher(self) -> PreTrainedModel:
@@ -189,7 +193,7 @@ class _Live:
     worker: Worker
     terms: LayerTerms
     teacher: PreTrainedModel | None
-    """None while a cache stands in for it."""
+    """None while training does not ask it."""
     cached: CachedTeacher | None
     windows: TokenWindows
     heldout: Tensor | None

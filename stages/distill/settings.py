@@ -69,6 +69,11 @@ class DistillParameters(TrainingParameters):
         """Whether hidden states or attention patterns enter the loss."""
         return bool(self.hidden_weight or self.attention_weight)
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether what the teacher says enters the loss; else the student learns from the text alone."""
+        return bool(self.kl_weight) or self.compares_layers
+
     def smoke(self) -> Self:
         """A few steps, measured on a few windows, between the layers of a small model."""
         small = super().smoke()

@@ -134,6 +134,8 @@ def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: 
         DistillLogits(DistillParameters(hidden_weight=1)).check(given)
     with pytest.raises(UserError, match="on_policy_fraction need the teacher itself"):
         DistillLogits(DistillParameters(on_policy_fraction=0.5, prompt_tokens=4)).check(given)
+    with pytest.raises(UserError, match="kl_weight is 0: nothing that the cache holds would enter"):
+        DistillLogits(DistillParameters(kl_weight=0, ce_weight=1)).check(given)
     with pytest.raises(UserError, match=r"is no cache of a teacher: it has no teacher\.json"):
         DistillLogits(DistillParameters()).check({**inputs, "cache": inputs["data"]})
 

@@ -65,6 +65,22 @@ def test_the_whole_teacher_as_student_is_at_no_distance_and_stays_there(inputs: 
     assert result["top1_agreement"] == 1
 
 
+def test_by_text_alone_the_teacher_neither_runs_nor_stays(inputs: dict, tmp_path: Path):
+    params = DistillParameters(kl_weight=0, ce_weight=0.5, depth_fraction=0.5)
+    recipe = Distillation(inputs["teacher"], None, inputs["data"], None, params, tmp_path / "cache", tmp_path / "out")
+    recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
+    assert recipe.live.teacher is None
+    model, batch = recipe.build(), recipe.batch([0, 1, 2])
+    ids = batch.tensors["ids_BT"].long()
+    found, wanted = recipe.loss(model, batch), model(ids, labels=ids).loss * ids[:, 1:].numel()
+    assert found.total.item() == pytest.approx(0.5 * wanted.item(), rel=1e-6)
+    assert {name: value.item() for name, value in found.parts.items()} == {"ce": pytest.approx(wanted.item(), rel=1e-6)}
+    beside = {"depth_fraction": 0.5, "tokens": 3 * 8 * 32, "ce_weight": 1}
+    alone, watched = (distil(inputs, tmp_path / str(w), kl_weight=w, **beside).results for w in (0, 1e-30))
+    for name in ("loss", "kl_to_parent", "child_perplexity"):
+        assert alone[name] == pytest.approx(watched[name], rel=1e-5)
+
+
 def test_distilling_improves_the_pruned_student(inputs: dict, tmp_path: Path):
     untrained = distil(inputs, tmp_path / "a", depth_fraction=0.5, tokens=1, learning_rate=1e-12).results
     trained = distil(inputs, tmp_path / "b", depth_fraction=0.5, tokens=40 * 8 * 32).results
