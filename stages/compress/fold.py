@@ -28,13 +28,13 @@ class FoldParameters(TrainingParameters):
     """What shared weights start as: those of the first of the group, or their mean."""
     rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the difference that each layer of a group keeps of its own at every linear; 0: none, as in the paper."""
-    polarisation: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of what drives gates to 0 or 1, in nats a token."""
-    budget: Annotated[float, Field(ge=0)] = 10.0
+    polarisation: Annotated[float, Field(ge=0)] = 5.0
+    """Weight of what drives gates to 0 or 1, in nats a token, at the end; it rises from 0."""
+    budget: Annotated[float, Field(ge=0)] = 40.0
     """Weight of the squared distance of the mean gate from the share of layers that stays, in nats a token."""
     tokens: Annotated[int, Field(ge=1)] = 65_536
     """Tokens to train the gates on; rounded up to whole steps."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Peak learning rate of the gates."""
     heldout_windows: Annotated[int, Field(ge=1)] = 32
     """Windows of `heldout` on which the distance to the model is measured."""

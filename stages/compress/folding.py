@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -72,8 +73,14 @@ class Folding(LanguageModelling):
             logits_PV = self.frozen(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
         ce, params = cross_entropy(logits_PV, ids_BT[:, 1:].flatten()), self.params
         share = params.num_kept(len(gates_L)) / len(gates_L)
-        cost = batch.num_targets * penalty(gates_L.float(), share, params.polarisation, params.budget)
+        cost = batch.num_targets * penalty(gates_L.float(), share, self._polarisation(model), params.budget)
         return Loss(ce + cost, {"ce": ce.detach(), "gates": cost.detach()})
+
+    def _polarisation(self, engine: Any) -> float:
+        """Its weight in this step: it rises from 0 in the first to the whole in the last."""
+        params = self.params
+        num_steps = math.ceil(params.tokens / (params.batch_sequences * self.sample_tokens))
+        return params.polarisation * min(1.0, engine.global_steps / max(1, num_steps - 1))
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Drop the layers with the lowest gates, share the others' weights, save and measure."""

@@ -4,7 +4,8 @@ The paper's formulas are not public in full; this is a reconstruction. With gate
 
     x_{l+1} = x_l + g_l (f_l(x_l) - x_l),   L = CE + p mean(g (1 - g)) + b (mean(g) - share)^2 :
 
-g = 1 is the model, g_l = 0 the model without layer l, p drives each gate to one of the two, b keeps the share.
+g = 1 is the model, g_l = 0 the model without layer l, p drives each gate to one of the two, b keeps the share. Training
+raises p from 0: at once it would keep every gate where it is.
 """
 
 from __future__ import annotations

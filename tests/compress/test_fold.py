@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.compress.prune import CompressPrune, PruneParameters
 from stages.errors import UserError
 from stages.stage import Context
+from stages.training.recipe import Worker
 from stages.upcycle.sparse import UpcycleSparse
 from tests.compress.written import written_distance
 from tests.distill.test_logits import QUICK, inputs  # noqa: F401, a fixture
@@ -137,6 +139,13 @@ def test_what_is_measured_is_what_was_written(planted: dict, tmp_path: Path):
     assert details["computed_in"] == "float32"
     gates = torch.tensor(details["gates"])
     assert not torch.equal(gates.bfloat16().float(), gates), "gates are not written as weights, nor rounded like them"
+
+
+def test_gates_are_driven_apart_ever_harder(planted: dict, tmp_path: Path):
+    params = FoldParameters(**{**QUICK, "tokens": 5 * STEP, "polarisation": 2.0})
+    recipe = Folding.of(params, Context(planted, tmp_path / "out", tmp_path / "scratch"))
+    recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
+    assert [recipe._polarisation(SimpleNamespace(global_steps=step)) for step in range(6)] == [0, 0.5, 1, 1.5, 2, 2]
 
 
 def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
