@@ -14,6 +14,7 @@ from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import SUPPORTED, check_data, check_plain
 from stages.training.preflight import require_training_tools
+from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, TrainingParameters
 
 
@@ -36,6 +37,8 @@ class FoldParameters(TrainingParameters):
     """Tokens to train the gates on; rounded up to whole steps."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Peak learning rate of the gates."""
+    schedule: Schedule = "constant"
+    """Shape after the warm-up, see `distill.logits`: a falling one leaves gates where they are while polarisation rises."""
     heldout_windows: Annotated[int, Field(ge=1)] = 32
     """Windows of `heldout` on which the distance to the model is measured."""
 
