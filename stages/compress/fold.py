@@ -38,7 +38,7 @@ class FoldParameters(TrainingParameters):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Peak learning rate of the gates."""
     schedule: Schedule = "constant"
-    """Shape after the warm-up, see `distill.logits`: a falling one leaves gates where they are while polarisation rises."""
+    """Shape after the warm-up, see `distill.logits`; a falling one stops the gates while polarisation rises."""
     heldout_windows: Annotated[int, Field(ge=1)] = 32
     """Windows of `heldout` on which the distance to the model is measured."""
 
