@@ -25,7 +25,7 @@ quickstart: $(VENV)/ready
 	@echo; echo "regraft is in $(BIN): . $(BIN)/activate"
 
 test: $(VENV)/ready-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-cluster: $(VENV)/ready-test
 	@$(BIN)/python -m pytest -m cluster $(ARGS)
