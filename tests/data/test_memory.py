@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from stages.artifacts import DatasetCard, Model
 from tests.data.test_prepare import model  # noqa: F401
@@ -56,8 +57,8 @@ def peak(directory: Path, times: int, model: Model) -> int:  # noqa: F811
     return min(peaks)
 
 
+@pytest.mark.alone
 def test_ten_times_the_text_takes_the_same_memory(tmp_path: Path, model: Model):  # noqa: F811
     sizes = [corpus(tmp_path / str(times), times) for times in (1, 10)]
-    more = sizes[1] - sizes[0]
-    assert more > 40 * 2**20
-    assert peak(tmp_path, 10, model) - peak(tmp_path, 1, model) < more / 2, "what allocators keep is far less"
+    assert sizes[1] - sizes[0] > 40 * 2**20
+    assert peak(tmp_path, 10, model) - peak(tmp_path, 1, model) < 16 * 2**20

@@ -148,7 +148,13 @@ def test_the_server_shows_the_runs_and_stops_with_the_command(own_store: Path) -
     program = f"from pathlib import Path; from pipelines.lineage import serve; serve(Path({str(own_store)!r}), {port})"
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", program]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     cursor = Cursor.load(run_directory(own_store, "shown"))
