@@ -14,6 +14,12 @@ DEVICE_LOGITS: Final = 2**24
 """64 MiB of float32: enough to keep a GPU busy between kernels."""
 
 
+def scale(logits_PV: Tensor, factor: Tensor) -> None:
+    """Multiply in place, in float32: in bf16 the factor itself would be rounded."""
+    for part in chunks(logits_PV):
+        logits_PV[part] = logits_PV[part].float() * factor
+
+
 def chunks(logits_PV: Tensor) -> Iterator[slice]:
     """All positions of logits [P, V], in slices of at least one; an empty slice where there are none."""
     num_positions, vocab_size = logits_PV.shape

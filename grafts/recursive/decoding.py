@@ -56,7 +56,8 @@ class DepthwiseDecoder:
     """Decodes with a recursive model (graft `recursive`, order `cycle`), `num_rows` sequences at a time.
 
     Without `leaves` every token runs all loops and the result is that of greedy `generate`. `max_length` counts the
-    tokens of the longest prompt and what is decoded after it. ValueError for a model that is not recursive.
+    tokens of the longest prompt and what is decoded after it. Low-rank differences are those that the model had when
+    the decoder was made. ValueError for a model that is not recursive.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Rows:
     longest: int = field(init=False)
     """Tokens of the longest of their sequences up to now."""
     known: dict[tuple[str, Any], Any] = field(default_factory=dict)
-    """Rotations and masks, which layers of one kind have in common."""
+    """Rotations, masks and chosen columns, which layers of one kind have in common."""
 
     def __post_init__(self) -> None:
         self.longest = int(self.positions.max()) + 1
@@ -66,9 +66,10 @@ class ByLoop(nn.Module):
         parts = self.current.rows.parts
         if len(parts) == 1 or len(self.variants) == 1:
             return self.variants[parts[0][0] if len(self.variants) > 1 else 0](x_N1D)
-        return self._mixed(x_N1D, parts)
+        return self._mixed(x_N1D, self.current.rows)
 
-    def _mixed(self, x_N1D: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:
+    def _mixed(self, x_N1D: Tensor, at_work: Rows) -> Tensor:
+        parts = at_work.parts
         made = [self.variants[loop](x_N1D[rows]) for loop, rows in parts]
         out = made[0].new_empty(len(x_N1D), *made[0].shape[1:])
         for (_, rows), part in zip(parts, made, strict=True):
@@ -92,13 +93,13 @@ class LinearByLoop(ByLoop):
         biases = [_linear(one).bias for one in variants]
         self.bias_LO = None if biases[0] is None else torch.stack([bias.detach() for bias in biases])
 
-    def _mixed(self, x_N1D: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:  # noqa: ARG002, for `ByLoop`
-        rows, out_N1O = self.current.rows, functional.linear(x_N1D, _linear(self.variants[0]).weight)
+    def _mixed(self, x_N1D: Tensor, at_work: Rows) -> Tensor:
+        out_N1O = functional.linear(x_N1D, _linear(self.variants[0]).weight)
         if self.left_OR is not None and self.right_RI is not None:
-            low_N1R = functional.linear(x_N1D, self.right_RI) * rows.chosen(self.loop_R, x_N1D.dtype)
+            low_N1R = functional.linear(x_N1D, self.right_RI) * at_work.chosen(self.loop_R, x_N1D.dtype)
             out_N1O += functional.linear(low_N1R, self.left_OR)
         if self.bias_LO is not None:
-            out_N1O += self.bias_LO[rows.loops].unsqueeze(1)
+            out_N1O += self.bias_LO[at_work.loops].unsqueeze(1)
         return out_N1O
 
 

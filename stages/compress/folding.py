@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +77,8 @@ class Folding(LanguageModelling):
 
     def _polarisation(self, engine: Any) -> float:
         """Its weight in this step: it rises from 0 in the first to the whole in the last."""
-        params = self.params
-        num_steps = math.ceil(params.tokens / (params.batch_sequences * self.sample_tokens))
-        return params.polarisation * min(1.0, engine.global_steps / max(1, num_steps - 1))
+        last = self.params.num_steps(self.sample_tokens) - 1
+        return self.params.polarisation * min(1.0, engine.global_steps / max(1, last))
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Drop the layers with the lowest gates, share the others' weights, save and measure."""

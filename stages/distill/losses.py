@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.chunks import chunks
+from stages.chunks import chunks, scale
 from stages.distill import divergences
 from stages.distill.settings import Divergence
 from stages.distill.teachers import Teacher, WholeTeacher
@@ -84,8 +84,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_PV,) = ctx.saved_tensors
-        for part in chunks(grad_PV):
-            grad_PV[part] = grad_PV[part].float() * grads[0]  # in bf16 the factor itself would be rounded
+        scale(grad_PV, grads[0])
         return grad_PV, None, None, None
 
 

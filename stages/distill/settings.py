@@ -52,7 +52,7 @@ class DistillParameters(TrainingParameters):
 
     @model_validator(mode="after")
     def _some_loss(self) -> DistillParameters:
-        if not any((self.kl_weight, self.ce_weight, self.hidden_weight, self.attention_weight)):
+        if not (self.ce_weight or self.asks_teacher):
             raise ValueError("kl_weight and ce_weight are both 0: nothing would be learnt; set one of them")
         return self
 

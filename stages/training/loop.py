@@ -52,7 +52,7 @@ class _Loop:
         task.recipe.prepare(worker)
         self.task, self.worker, self.recipe, self.settings = task, worker, task.recipe, task.settings
         self.step_tokens = self.settings.batch_sequences * self.recipe.sample_tokens
-        self.num_steps = math.ceil(self.settings.tokens / self.step_tokens)
+        self.num_steps = self.settings.num_steps(self.recipe.sample_tokens)
         largest_share = math.ceil(self.settings.batch_sequences / worker.world_size)
         self.num_micro = math.ceil(largest_share / self.settings.micro_batch)
         self.rate = task.learning_rate(self.num_steps)

@@ -7,6 +7,7 @@ This module is imported to plan, so it imports no torch.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final, Self
 
 from pydantic import Field
@@ -58,6 +59,10 @@ class TrainingParameters(Parameters):
     """Minutes between checkpoints to resume from; 0 saves one after every step."""
     evaluate_every: Annotated[int, Field(ge=0), EXECUTION] = 0
     """Steps between evaluations on held-out data while training; 0 evaluates at the end only."""
+
+    def num_steps(self, sample_tokens: int) -> int:
+        """Steps that `tokens` take with samples of so many."""
+        return math.ceil(self.tokens / (self.batch_sequences * sample_tokens))
 
     def smoke(self) -> Self:
         """A few steps on a few sequences."""
