@@ -62,8 +62,12 @@ def method_page(name: str) -> str:
     about = describe_method(registry.find(name))
     paper = f"Source: [arXiv:{about['paper']}](https://arxiv.org/abs/{about['paper']})" if about["paper"] else ""
     ports = [_ports(title, about[title]) for title in ("inputs", "outputs")]
+    metrics = ", ".join(f"`{metric}`" for metric in about["metrics"])
+    figures = f"## Metrics\n\nTo gate on with `expect`: {metrics}." if metrics else ""
+    workers = f"Workers (`resources.workers`): {about['workers']}."
     tables = [_table(group, meaning, about["parameters"]) for group, meaning in GROUPS.items()]
-    return "\n\n".join(part for part in [f"# `{name}`", about["summary"], paper, *ports, *tables] if part) + "\n"
+    parts = [f"# `{name}`", about["summary"], paper, *ports, figures, workers, *tables]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _ports(title: str, ports: Mapping[str, str]) -> str:

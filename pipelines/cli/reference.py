@@ -42,6 +42,8 @@ def describe_method(stage: type[Stage]) -> dict[str, Any]:
         "paper": stage.paper,
         "inputs": {name: _input(item) for name, item in stage.inputs.items()},
         "outputs": {name: describe(item) for name, item in stage.outputs.items()},
+        "metrics": list(stage.metrics),
+        "workers": "several" if stage.distributed else "one",
         "parameters": {
             name: {
                 "type": type_name(field),
@@ -113,6 +115,10 @@ def _document(name: str, stage: type[Stage]) -> None:
         for key, text in about[title].items():
             print(f"  {key}: {text}")
         print()
+    if about["metrics"]:
+        console.print(Text("metrics, to gate on with expect", "dim"))
+        console.print(Padding(Text(", ".join(about["metrics"])), (0, 0, 1, 2)))
+    console.print(Text(f"workers: {about['workers']}\n", "dim"))
     for group, meaning in GROUPS.items():
         found = {key: item for key, item in about["parameters"].items() if item["identity"] == group}
         if found:
