@@ -32,7 +32,7 @@ class Search(Tool):
     def __call__(self, **arguments: Any) -> str:
         """`[id] title: the part that fits`, best first."""
         hits = self.collection.search(str(arguments["query"]), self.results)
-        return "\n".join(f"[{hit.id}] {hit.title}: {hit.snippet}" for hit in hits) or "Nothing found."
+        return "\n".join(f"[{hit.id}] {' '.join(f'{hit.title}: {hit.snippet}'.split())}" for hit in hits) or "Nothing found."
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def verify(draft: Draft, tools: Mapping[str, Tool]) -> Rejection | None:
         return "told"
     for number, hop in enumerate(draft.path, start=1):
         results = tools["search"](query=hop.query)
-        if f"[{hop.document.id}] " not in "\n" + results:
+        if f"\n[{hop.document.id}] " not in "\n" + results:
             return "not-found"
         shown = tools["visit"](id=hop.document.id)
         last = number == len(draft.path)

@@ -30,9 +30,9 @@ from stages.agent.rl.losses import stale, token_loss
 from stages.agent.rl.prompts import check_gains, fitting
 from stages.agent.rl.sets import Here, Sets, SetWriter
 from stages.artifacts import Dataset, Model
-from stages.data.windows import TokenWindows
 from stages.evaluate.distance import distance
 from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.windows import first_windows
 
 if TYPE_CHECKING:
     from stages.agent.rl.settings import PolicyParameters
@@ -57,10 +57,13 @@ class AgentLearning(Recipe):
     _live: _Live | None = field(default=None, repr=False)
 
     def prepare(self, worker: Worker) -> None:
-        """Load what writes rollouts, unless that is another process."""
+        """Read the held-out windows, and load what writes rollouts, unless that is another process."""
+        held_NT = None
+        if self.heldout is not None:
+            held_NT = first_windows(self.heldout, self.scratch / "windows", self.params.heldout_windows)
         writer = self.writer or Here(self.collector(worker))
         diary = Diary(self.scratch / "rollouts")
-        self._live = _Live(worker, Sets(writer, diary, self.params.num_sets, self.params.staleness, worker))
+        self._live = _Live(worker, Sets(writer, diary, self.params.num_sets, self.params.staleness, worker), held_NT)
 
     def collector(self, worker: Worker) -> Collector:
         """The environment, open, and the reference where the loss asks for one."""
@@ -146,11 +149,10 @@ class AgentLearning(Recipe):
         return found.experiences
 
     def _distance(self, model: nn.Module) -> dict[str, float]:
-        if self.heldout is None:
+        if self.live.held is None:
             return {}
-        windows_NT: Tensor = TokenWindows(self.heldout, self.scratch / "windows").tensor(self.params.heldout_windows)
         parent = self._load(self.model, self.live.worker)
-        return distance(parent, model, windows_NT, batch_size=self.params.micro_batch).metrics()
+        return distance(parent, model, self.live.held, batch_size=self.params.micro_batch).metrics()
 
     def _load(self, source: Model, worker: Worker) -> PreTrainedModel:
         return load_model(source.path, dtype=worker.dtype).to(worker.device)
@@ -162,6 +164,8 @@ class _Live:
 
     worker: Worker
     sets: Sets
+    held: Tensor | None
+    """Held-out token ids [N, T]."""
     number: int = -1
     """Of the set in `tokens`."""
     tokens: Tokens | None = None
