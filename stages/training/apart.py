@@ -16,7 +16,7 @@ LEAK: Final = 0.05
 
 
 @torch.no_grad()
-def require_apart(model: PreTrainedModel) -> None:
+def require_apart(model: PreTrainedModel, fix: str = "prepare the data with attention: window") -> None:
     """Raise UserError unless the second of two documents gets the logits that it gets alone.
 
     `transformers` builds block-diagonal attention from positions that start again; a recurrent layer, or code that
@@ -37,5 +37,5 @@ def require_apart(model: PreTrainedModel) -> None:
         raise UserError(
             f"{type(model).__name__} lets the documents of a window see each other: the second one's logits are off by "
             f"{leak:.2g}, of {most:.2g} when nothing keeps them apart",
-            fix="prepare the data with attention: window",
+            fix=fix,
         )

@@ -62,6 +62,9 @@ def newest(directory: Path) -> Checkpoint | None:
 def save(engine: DeepSpeedEngine, directory: Path, step: int, loss: float, layout: Layout) -> None:
     """Write the checkpoint after `step` updates, then remove the others. Every worker calls it together."""
     tag = f"step-{step:09d}"
+    if torch.distributed.get_rank() == 0:
+        (directory / tag / MARKER).unlink(missing_ok=True)  # of an earlier run of another layout
+    torch.distributed.barrier()
     engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
@@ -88,7 +91,10 @@ def _mark(directory: Path, content: dict[str, object]) -> None:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     part = directory / f"{MARKER}.part"
-    part.write_text(json.dumps(content), encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(directory / MARKER)
 
 

@@ -148,7 +148,8 @@ class _Home:
 def _home(emit: Emit, stopping: Stopping) -> Iterator[Any]:
     """A `_Home` whose events reach `emit` in this process, in order; all of them have on leaving.
 
-    Each event is an occasion to see whether to stop.
+    Each event is an occasion to see whether to stop. When `emit` fails, the workers are asked to stop, the rest of
+    the events is dropped, and that failure is raised, whatever the workers say of having stopped.
     """
     import ray
 
@@ -156,12 +157,15 @@ def _home(emit: Emit, stopping: Stopping) -> Iterator[Any]:
 
     def forward() -> None:
         while (event := ray.get(home.get.remote())) is not None:
+            if failures:
+                continue
             try:
                 emit(event)
                 if stopping():
                     home.ask_to_stop.remote()
             except Exception as error:  # told to the caller below: a thread has nobody to raise to
                 failures.append(error)
+                home.ask_to_stop.remote()
 
     thread = threading.Thread(target=forward, name="training-events", daemon=True)
     thread.start()
@@ -171,5 +175,5 @@ def _home(emit: Emit, stopping: Stopping) -> Iterator[Any]:
         home.put.remote(None)
         thread.join()
         ray.kill(home)
-    if failures:
-        raise failures[0]
+        if failures:
+            raise failures[0]

@@ -56,7 +56,7 @@ class _Loop:
         largest_share = math.ceil(self.settings.batch_sequences / worker.world_size)
         self.num_micro = math.ceil(largest_share / self.settings.micro_batch)
         self.rate = task.learning_rate(self.num_steps)
-        self.telemetry = Telemetry(worker, self.num_steps, self.step_tokens)
+        self.telemetry = Telemetry(worker, self.num_steps, self.step_tokens, self.recipe.unit)
         self.layout = checkpoints.Layout.of(self.settings, worker)
         self.engine = build_engine(self.recipe.build(), self.settings, worker, self.num_micro)
         self.loss = math.nan
@@ -64,9 +64,10 @@ class _Loop:
     def run(self) -> TrainingResult:
         first = self._resume()
         epochs = self.num_steps * self.settings.batch_sequences / self.recipe.num_samples
+        through = f", {epochs:.2f} times through the data" if self.recipe.unit == "tokens" else ""
         self.telemetry.say(
-            f"training {self.num_steps - first} steps of {self.step_tokens} tokens on {self.worker.world_size} "
-            f"worker(s) in {self.worker.computed_in}, {epochs:.2f} times through the data"
+            f"training {self.num_steps - first} steps of {self.step_tokens} {self.recipe.unit} on "
+            f"{self.worker.world_size} worker(s) in {self.worker.computed_in}{through}"
         )
         self.saved_at = time.monotonic()
         for step in range(first, self.num_steps):
@@ -79,7 +80,7 @@ class _Loop:
         rate = self.rate.at(step)
         set_learning_rate(self.engine, rate)
         result = self._optimise(step)
-        self.loss = result.losses["loss"]
+        self.loss = result.losses[self.recipe.loss_name]
         curves = {**result.losses, "learning_rate": rate, "grad_norm": result.grad_norm}
         self.telemetry.updated(step + 1, time.monotonic() - started, curves)
         self._evaluate(step + 1)
@@ -104,7 +105,7 @@ class _Loop:
             if number + 1 < len(shares):
                 self.engine.step()  # counts the micro-batch; the update comes with the last one
         losses = {name: total / num_targets for name, total in zip(sums, self._summed(sums.values()), strict=True)}
-        self._require_finite(step, "loss", losses["loss"])
+        self._require_finite(step, "loss", losses[self.recipe.loss_name])
         return StepResult(losses, self._step_engine(step), checkpoint_due=num_due > 0, stop=num_stop > 0)
 
     def _micro_batches(self, step: int) -> Iterator[_Share]:
@@ -119,7 +120,7 @@ class _Loop:
         # DeepSpeed averages over the workers: times their number, that is a sum.
         scale = share.counts * self.worker.world_size / num_targets
         self.engine.backward(loss.total * scale, scale_wrt_gas=False)
-        for name, value in {"loss": loss.total, **loss.parts}.items():
+        for name, value in {self.recipe.loss_name: loss.total, **loss.parts}.items():
             sums[name] = sums.get(name, 0.0) + value.detach().double() * share.counts
 
     def _step_engine(self, step: int) -> float:
@@ -173,7 +174,7 @@ class _Loop:
     def _finish(self) -> dict[str, float]:
         """Worker 0 saves and measures the trained module, after the optimiser has given back its memory."""
         module = self._trained_module()
-        return {"loss": self.loss, **self.recipe.finish(module)} if module is not None else {}
+        return {self.recipe.loss_name: self.loss, **self.recipe.finish(module)} if module is not None else {}
 
     def _trained_module(self) -> nn.Module | None:
         """A fresh module with the trained weights, without the engine's hooks, on worker 0; None on the others."""

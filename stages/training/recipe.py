@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,11 @@ class Loss:
 
 class Recipe(ABC):
     """One training task. Every method but `finish` runs on every worker; it must be picklable before `prepare`."""
+
+    unit: ClassVar[str] = "tokens"
+    """What `sample_tokens` counts; another unit than tokens says that samples are made while training goes on."""
+    loss_name: ClassVar[str] = "loss"
+    """Of the curve, and of the last loss among the figures."""
 
     @abstractmethod
     def prepare(self, worker: Worker) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stages.training.schedule import LearningRate
 
 if TYPE_CHECKING:
+    from stages.stage import Parameters
     from stages.training.precision import Precision
     from stages.training.recipe import Recipe
     from stages.training.settings import TrainingParameters
@@ -47,6 +48,6 @@ class TrainingResult:
     computed_in: str
     """Type of forward and backward, `float32` or `bfloat16`: what `precision: auto` was where this trained."""
 
-    def details(self, params: TrainingParameters, seed: int) -> dict[str, Any]:
+    def details(self, params: Parameters, seed: int) -> dict[str, Any]:
         """What every report of a training says of how it was made."""
         return {"parameters": params.identity(), "seed": seed, "computed_in": self.computed_in}

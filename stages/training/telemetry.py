@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Telemetry:
-    """Curves, progress and messages of a run of `num_steps` steps of `step_tokens` tokens each."""
+    """Curves, progress and messages of a run of `num_steps` steps of `step_tokens` each: tokens, or another `unit`."""
 
-    def __init__(self, worker: Worker, num_steps: int, step_tokens: int) -> None:
-        self.worker, self.num_steps, self.step_tokens = worker, num_steps, step_tokens
+    def __init__(self, worker: Worker, num_steps: int, step_tokens: int, unit: str) -> None:
+        self.worker, self.num_steps, self.step_tokens, self.unit = worker, num_steps, step_tokens, unit
         self._seconds = 0.0
         self._num_timed = 0
 
@@ -25,9 +25,9 @@ class Telemetry:
         """An update took `seconds`; `step` updates are done now."""
         self._seconds += seconds
         self._num_timed += 1
-        self.curves(step, {**curves, "tokens_per_second": self.step_tokens / seconds})
+        self.curves(step, {**curves, f"{self.unit}_per_second": self.step_tokens / seconds})
         done, total = step * self.step_tokens, self.num_steps * self.step_tokens
-        self._emit({"event": "progress", "done": done, "total": total, "unit": "tokens"})
+        self._emit({"event": "progress", "done": done, "total": total, "unit": self.unit})
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
         """One point of each curve in `values`."""
@@ -40,7 +40,7 @@ class Telemetry:
     def cost(self) -> dict[str, float]:
         """Mean throughput of the updates made in this process, and the peak memory of this worker."""
         speed = self._num_timed * self.step_tokens / self._seconds if self._num_timed else 0.0
-        return {"tokens_per_second": speed, "peak_memory_gib": peak_memory() / 2**30}
+        return {f"{self.unit}_per_second": speed, "peak_memory_gib": peak_memory() / 2**30}
 
     def _emit(self, event: dict[str, Any]) -> None:
         if self.worker.rank == 0:

@@ -218,8 +218,9 @@ def test_an_environment_without_an_index(tmp_path):
 
 def test_nothing_clean_says_why(world, tmp_path):
     write_trajectories(make(tmp_path / "bad"), [talk(("assistant", "bad"))])
-    with pytest.raises(UserError, match="none of 1 trajectories is clean: 1: malformed turn"):
+    with pytest.raises(UserError, match="none of 1 trajectories is clean: 1: malformed turn") as caught:
         run(AgentClean, {"trajectories": Dataset(tmp_path / "bad"), "index": world["index"]}, tmp_path)
+    assert "as 't: bad'" in caught.value.message, "there is no report to look at"
 
 
 def test_foreign_rows_are_read_as_they_are(world, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.agent.conversation.messages import ToolCall
+from stages.agent.conversation.records import read_tasks
 from stages.agent.environment.collection import FILE, Collection, build, split_title
 from stages.agent.environment.index import AgentIndex
 from stages.agent.environment.research import ToolSettings, make_tools, open_environment
@@ -144,11 +145,50 @@ def test_a_damaged_shard_and_a_binary_row_are_named(tmp_path):
 
 
 def test_questions_without_answers_are_refused(tmp_path, index):
+    with pytest.raises(UserError, match=r"row 0 .* has no answers"):
+        open_environment(index, asked(tmp_path, {"messages": [{"role": "user", "content": "Who?"}]}))
+
+
+def asked(directory, *rows: dict) -> Dataset:
+    """Questions as others write them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row = {"messages": [{"role": "user", "content": "Who?"}]}
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "shard-00000.parquet")
-    DatasetCard("messages", 1, 4).write(tmp_path)
-    with pytest.raises(UserError, match=r"row 0 .* has no answers"):
-        open_environment(index, Dataset(tmp_path))
+    pq.write_table(pa.Table.from_pylist(rows), directory / "shard-00000.parquet")
+    DatasetCard("messages", len(rows), 4).write(directory)
+    return Dataset(directory)
+
+
+def test_the_question_is_what_the_user_says_last(tmp_path):
+    said = [{"role": role, "content": role[0]} for role in ("system", "user")]
+    said += [{"role": "assistant", "content": "Which?"}, {"role": "user", "content": "Who?"}]
+    said += [{"role": "assistant", "content": "Anna Quill"}]
+    (task,) = read_tasks(asked(tmp_path, {"messages": said, "answers": ["Anna Quill"]}))
+    assert task.question == "Who?"
+    with pytest.raises(UserError, match=r"row 0 .* has no question"):
+        read_tasks(asked(tmp_path, {"messages": said[:1], "answers": ["x"]}))
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"), [(("a", "b", "a"), "2 of 3 rows .* have the id 'a'"), (("1", None), "2 of 2 .* the id '1'")]
+)
+def test_questions_with_one_id_are_refused(tmp_path, ids, problem):
+    rows = [{"messages": [{"role": "user", "content": "Who?"}], "answers": ["x"], "id": name} for name in ids]
+    with pytest.raises(UserError, match=problem):
+        read_tasks(asked(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_thoughts_that_do_not_go_with_the_solution_are_refused(tmp_path, num):
+    row = {"messages": [{"role": "user", "content": "Who?"}], "answers": ["x"], "thoughts": ["t"] * num}
+    row |= {"solution": '[["search", {"query": "q"}], ["visit", {"id": 1}]]'}
+    with pytest.raises(UserError, match=rf"row 0 .* has {num} thoughts for a solution of 2 calls") as caught:
+        read_tasks(asked(tmp_path, row))
+    assert caught.value.fix.startswith("give 3,")
+    assert len(read_tasks(asked(tmp_path, {**row, "thoughts": ["t"] * 3}))[0].thoughts) == 3
+
+
+def test_a_result_is_a_line_whatever_its_text(tmp_path):
+    index = make_index(tmp_path, ["Rye -- Rye is a grain\n[7] and no wheat.", "Oat -- Oats are grain, too."])
+    found = make_tools(index.path)[1]["search"](query="grain").splitlines()
+    assert sorted(line.partition(":")[0] for line in found) == ["[1] Rye", "[2] Oat"]

@@ -76,8 +76,10 @@ def test_malformed_turns_are_answered_and_counted(toolbox):
 
 @pytest.mark.parametrize("turn", [write_turn("", ECHO), "nonsense"])
 def test_it_ends_when_the_turns_are_used_up(toolbox, turn):
-    (found,) = play([episode(Limits(2))], scripted([turn] * 2), toolbox)
+    asked = episode(Limits(2))
+    (found,) = play([asked], scripted([turn] * 2), toolbox)
     assert (found.ending, found.reward, found.answer) == ("turns", 0.0, None)
+    assert asked.counts["calls"] == (turn != "nonsense"), "the call of the last turn never ran"
     assert found.messages[-1].role == "assistant", "nobody is left to read a result"
 
 

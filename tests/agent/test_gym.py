@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stages.agent.conversation.messages import write_turn
 from stages.agent.conversation.records import read_trajectories
-from stages.agent.environment.episodes import prove
+from stages.agent.environment.episodes import Episode, Limits, play, prove, scripted
 from stages.agent.environment.gym.environment import GymEnvironment
 from stages.agent.environment.gym.process import Gym
 from stages.agent.environment.opening import open_environment
@@ -18,7 +21,7 @@ from stages.agent.evaluate.stage import AgentEvaluate
 from stages.agent.questions.gym import AgentGymQuestions
 from stages.agent.rl.stage import AgentLearn
 from stages.artifacts import Dataset, Model
-from stages.errors import UserError
+from stages.errors import StageError, UserError
 from tests.agent.world import make_index, run
 from tests.tiny import tiny_model
 
@@ -91,8 +94,35 @@ def test_an_answer_that_keeps_the_scorer_busy_is_worth_nothing_in_time(environme
     assert patient.reward(countdown, countdown.answers[0]) == 1
     hasty = replace(environment, gym=Gym(seconds=1))
     assert hasty.reward(countdown, countdown.answers[0]) == 1
+    assert hasty.gym._ask({"task": "countdown", "settings": {}, "index": 0})
+    late = {"task": "countdown", "settings": dict(environment.settings["countdown"]), "answer": "9**9**9**9"}
+    assert hasty.gym._ask({**late, "entry": json.loads(countdown.data)}) == {"problem": "no reply within 1 s"}
     assert hasty.reward(countdown, "9**9**9**9") == 0
     assert hasty.reward(countdown, countdown.answers[0]) == 1, "a new process answers"
+
+
+def test_a_library_that_cannot_be_imported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('no memory for tables')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(StageError, match="the process ended with 1: no memory for tables"):
+        Gym().make("chain_sum", {}, 0)
+
+
+def test_an_answer_is_scored_once(environment: GymEnvironment) -> None:
+    class Counting(Gym):
+        scored = 0
+
+        def score(self, *asked: Any) -> float:
+            self.scored += 1
+            return super().score(*asked)
+
+    counted = replace(environment, gym=Counting())
+    (task,) = counted.tasks[:1]
+    episode = Episode(counted, task, Limits(1))
+    (played,) = play([episode], scripted([write_turn("", task.answers[0])]), Toolbox({}))
+    assert counted.success(task, task.answers[0], played.reward)
+    assert not counted.success(task, "no", 0.05)
+    assert counted.gym.scored == 1
 
 
 def test_an_agent_is_evaluated_and_trained_without_an_index(made: Path, tmp_path: Path) -> None:

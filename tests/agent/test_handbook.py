@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_what_a_model_says_is_checked_before_it_is_kept(directory: Path) -> None
     )
     assert found.tokens_read > 4 * 500
     assert max(contexts) < 2500  # markers of the template are spelt out here, the work was cut
+
+
+def test_what_others_worked_on_is_not_given_away_either(directory: Path, tmp_path: Path) -> None:
+    renderer = Renderer(AutoTokenizer.from_pretrained(directory))
+    asked = "Which words does the quiet keeper of Silver Harbour write on slips?"
+    foreign = replace(talk(("assistant", "x"), question=asked), question="", answers=())
+    engine = Says(renderer)
+    engine.lists = ["behavior_copy: Ask which words does the quiet keeper of Silver Harbour write."]
+    found = reflect(engine, renderer, [foreign], Room(100, 1500), threshold=0.7, seed=0, batch=1)
+    assert list(found.rejected) == ["copy"]
+    write_trajectories(_made(tmp_path / "work"), [foreign, talk(("assistant", "x"))])
+    inputs = {"model": Model(directory), "trajectories": Dataset(tmp_path / "work")}
+    said = run(AgentHandbook, inputs, tmp_path, tokens=8, dtype="float32").events  # type: ignore[attr-defined]
+    assert any("1 of 2 trajectories have no answers" in event.get("text", "") for event in said)
 
 
 class Recorded(TransformersEngine):

@@ -61,6 +61,17 @@ def test_nothing_that_gives_the_answer_away_is_kept(name: str, instruction: str,
     assert rejection(Behaviour(name, instruction), TASK) == expected
 
 
+def test_words_of_any_script_are_words() -> None:
+    task = Task("1", "В каком году вышел фильм о северной обсерватории?", ("хальден",))
+    assert rejection(Behaviour("behavior_ok", "Спроси, в каком году вышел фильм."), task) == "copy"
+    assert rejection(Behaviour("behavior_ok", "Спроси о фильме."), task) is None
+    (named,) = parse_behaviours("behavior_Проверь-заголовок: Прочти заголовок.")
+    assert (named.name, rejection(named, task)) == ("behavior_проверь_заголовок", None)
+    entries = (Behaviour("behavior_b", "हिन्दी में खोजो।"), Behaviour("behavior_a", "Read the document."))
+    assert Handbook(entries).retrieve("हिन्दी", 1)[0].name == "behavior_b"
+    assert not Handbook(entries).says(Behaviour("behavior_c", "दिल्ली के बारे में पढ़ो।"), 0.8)
+
+
 def test_every_entry_finds_itself_first() -> None:
     for entry in ENTRIES:
         assert HANDBOOK.retrieve(entry.text, 3)[0] == entry

@@ -14,7 +14,7 @@ from stages.agent.environment.episodes import prove
 from stages.agent.environment.research import make_tools, open_environment
 from stages.agent.environment.toolbox import Toolbox
 from stages.agent.questions.drafts import Drafter, verify
-from stages.agent.questions.facts import facts, mention, word_cloze
+from stages.agent.questions.facts import facts, mention, sentences, word_cloze
 from stages.agent.questions.selection import Selection, is_heldout
 from stages.agent.questions.stage import AgentQuestions
 from stages.artifacts import Dataset
@@ -48,6 +48,21 @@ def drafts(index):
 )  # fmt: skip
 def test_facts_are_about_the_title(title, text, found):
     assert {(f.asks, f.verb, f.answer) for f in facts(Document(1, title, text))} == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It ran. J. Weld wrote it, no. 7 of ten! “So?” asked St. Ives (yes). 1911 it was.",
+         ["It ran.", "J. Weld wrote it, no. 7 of ten!", "“So?” asked St.", "Ives (yes). 1911 it was."]),
+        ("Elle était là. Éva dort. É. Zola écrit.", ["Elle était là.", "Éva dort.", "É. Zola écrit."]),
+        ("東京は首都だ。人が多い！「行こう。」と言った。", ["東京は首都だ。", "人が多い！", "「行こう。」と言った。"]),
+        ("हिन्दी एक भाषा है। यह पुरानी है।", ["हिन्दी एक भाषा है।", "यह पुरानी है।"]),
+        ("Он умер. Она жила.", ["Он умер.", "Она жила."]),
+    ],
+)  # fmt: skip
+def test_sentences_end_in_any_script(text, found):
+    assert sentences(text) == found
 
 
 def test_a_mention_is_blanked_out_once_and_whole():
@@ -106,6 +121,15 @@ def test_each_way_to_fail_is_told_apart(drafts, index):
     assert verify(replace(bridge, path=(elsewhere, bridge.path[1])), tools) == "not-shown", "the title to go on with"
     shortcut = replace(bridge, path=(bridge.path[1], replace(bridge.path[1], query="film")), cloze=None)
     assert verify(shortcut, tools) == "shortcut"
+
+
+def test_a_document_is_found_by_its_own_number(drafts):
+    """A snippet that says "[7]" is not document 7."""
+    found, tools = drafts
+    fact = next(d for d in found["fact"] if d.answer == "Anna Quill")
+    number = fact.path[0].document.id
+    for listed, expected in ((f"[9] Notes: see [{number}] there", "not-found"), (f"[9] A: b\n[{number}] C: d", None)):
+        assert verify(fact, {**tools, "search": lambda query, listed=listed: listed}) == expected
 
 
 def test_a_sentence_that_fits_twice_is_ambiguous(tmp_path):

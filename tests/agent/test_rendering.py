@@ -46,9 +46,16 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def renderer(tokenizer, template: str | None) -> Renderer:
+def renderer(tokenizer, template: str | dict[str, str] | None) -> Renderer:
     tokenizer.chat_template = template
     return Renderer(tokenizer)
+
+
+def test_of_several_templates_the_default_one_is_taken(tokenizer):
+    assert renderer(tokenizer, {"default": CHAT_TEMPLATE, "tool_use": QWEN_LIKE}).template == CHAT_TEMPLATE
+    with pytest.raises(UserError, match="has the chat templates rag, tool_use, and none called default"):
+        renderer(tokenizer, {"rag": CHAT_TEMPLATE, "tool_use": QWEN_LIKE})
+    assert Renderer(tokenizer, "plain").template == PLAIN_TEMPLATE
 
 
 TEMPLATES = pytest.mark.parametrize("template", [CHAT_TEMPLATE, QWEN_LIKE, STRICT, SILENT, None])

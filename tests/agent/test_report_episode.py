@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,7 @@ def test_a_report_ends_when_it_is_terminated() -> None:
     steps = step_trajectories(TOPIC, episode.steps, 0.5)
     assert [step.kind for step in steps] == ["initialize", "search", "write", "search", "write", "terminate"]
     assert [step.messages for step in steps] == [tuple(conversation) for conversation in episode.conversations]
+    assert episode.rows(found) == step_trajectories(TOPIC, episode.steps, found.reward)
 
 
 def test_what_is_not_terminated_is_worth_nothing() -> None:
@@ -194,6 +196,14 @@ def test_a_search_brings_the_best_of_each_query_in_turn(shelf: Dataset) -> None:
     assert gather.find(["qxz", ""]) == []
 
 
+def test_footnotes_of_a_document_are_no_citations(tmp_path: Path) -> None:
+    index = make_index(
+        tmp_path, ["Rye -- Rye was first sown in Anatolia [1], then in\nEurope.[23] It is hardy [3].", "X -- y."]
+    )
+    (found,) = Gather(Collection(index.path)).find(["rye"])
+    assert found.text == "Rye was first sown in Anatolia, then in Europe. It is hardy."
+
+
 def test_what_it_brings_survives_the_way_and_stays_small(shelf: Dataset) -> None:
     gather = Gather(Collection(shelf.path), results=5, characters=10**6)
     environment = ReportEnvironment({"gather": gather}, [TOPIC], RuleJudge())
@@ -212,5 +222,5 @@ def test_the_environment_rewards_the_end_and_nothing_else() -> None:
     (task,) = environment.tasks
     assert (task.id, task.question, task.kind) == (TOPIC.id, TOPIC.query, "report")
     assert environment.prompt(task) == tuple(new().messages)
-    assert environment.success(task, "terminate")
-    assert not environment.success(task, write_action(BEGIN))
+    assert environment.success(task, "terminate", 0.4)
+    assert not environment.success(task, write_action(BEGIN), 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from stages.agent.report.expert import Work, pruned
 from stages.agent.report.expert_stage import AgentReportExpert
 from stages.agent.report.judge import REPORT, Criterion, Draft, Judge
 from stages.agent.report.judge import Work as Judged
+from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.records import read_exercises, read_topics
 from stages.agent.report.state import replayed
 from stages.agent.report.topics_stage import AgentReportTopics
@@ -124,12 +126,31 @@ def test_exercises_prove_themselves(library: Library, schooled: Library) -> None
     for task in environment.tasks:
         (best,) = task.answers
         assert 0.5 < environment.reward(task, best) <= 1
-        assert environment.success(task, best)
+        assert environment.success(task, best, environment.reward(task, best))
         if task.kind in ("retrieval", "decision"):
             assert environment.reward(task, best) == 1
         for text in (*garbage, "write\nx", "search\nqxz", "initialize\na", "expand 9\na\nb", "terminate\nx"):
             assert environment.reward(task, text) == 0, (task.id, text)
-            assert not environment.success(task, text)
+            assert not environment.success(task, text, environment.reward(task, text))
+
+
+class Counting(RuleJudge):
+    """Remembers how often it was asked."""
+
+    asked = 0
+
+    def rate(self, work: Judged, criteria: Sequence[Criterion]) -> dict[Criterion, float]:
+        self.asked += 1
+        return super().rate(work, criteria)
+
+
+def test_the_expert_s_own_action_is_scored_once(library: Library, schooled: Library) -> None:
+    judge = Counting()
+    environment = replace(open_exercises(library["index"], schooled["exercises"]), judge=judge)
+    task = next(task for task in environment.tasks if task.kind == "writing")
+    (best,) = task.answers
+    assert [environment.success(task, best, reward) for reward in (1.0, 1.0, 0.0)] == [True, True, False]
+    assert judge.asked == 1
 
 
 def test_a_decision_against_the_pruned_label_earns_nothing(library: Library, schooled: Library) -> None:

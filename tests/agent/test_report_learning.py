@@ -21,12 +21,13 @@ from grafts.loader import load_model, save_model
 from stages.agent.conversation.records import read_trajectories
 from stages.agent.conversation.rendering import Renderer, load_renderer
 from stages.agent.environment.toolbox import Toolbox
+from stages.agent.report.actions import NAMES
 from stages.agent.report.expert_stage import AgentReportExpert
 from stages.agent.report.rl_stage import AgentReportLearn, ReportLearningParameters
 from stages.agent.report.stage import AgentReport
 from stages.agent.report.worlds import open_reports
 from stages.agent.rl.batch import Tokens, padded, positions_of, turn_advantages
-from stages.agent.rl.experience import Experience
+from stages.agent.rl.experience import Diary, Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rollout.engine import Sampling
 from stages.agent.rollout.rollouts import Rollout, Room, roll_out
@@ -42,6 +43,7 @@ from tests.machine import one_thread as one_thread
 from tests.machine import ray_cluster as ray_cluster
 
 ROOM = {"turn_tokens": 96, "window": 480}
+SKILLS = {"planning", "retrieval", "writing", "decision"}
 HEAT = 0.8
 """Temperature at which the pupil errs now and then."""
 LEARN: dict[str, Any] = {**ROOM, "steps": 2, "questions": 2, "rollouts": 4, "precision": "fp32", "learning_rate": 1e-3}
@@ -204,11 +206,13 @@ def test_it_learns_from_single_actions_and_from_whole_reports(
     whole = kind == "train"
     context = learn(inputs, tmp_path, inputs[kind], temperature=HEAT, micro_batch=2)
     found = read_trajectories(Dataset(tmp_path / "out/rollouts"))
-    assert len(found) == 2 * 2 * 4
-    assert {one.kind for one in found} <= ({"report"} if whole else {"planning", "retrieval", "writing", "decision"})
-    assert (max(len(one.turns) for one in found) > 1) == whole
+    assert {one.kind for one in found} <= ({*NAMES, "refused"} if whole else SKILLS)
+    assert all([message.role for message in one.messages] == ["system", "user", "assistant"] for one in found)
+    kept = [*Diary(tmp_path / "scratch/rollouts").all(2)]
+    assert found == [row for experiences in kept for one in experiences for row in one.rollout.rows]
+    assert (max(one.rollout.num_turns for one in kept[0]) > 1) == whole
     assert curve(context, "reward") == [
-        pytest.approx(sum(one.reward for one in part) / 8) for part in (found[:8], found[8:])
+        pytest.approx(sum(one.rollout.trajectory.reward for one in experiences) / 8) for experiences in kept
     ]
     assert curve(context, "kl")[0] == pytest.approx(0, abs=1e-6)
     before, after = (weights(path) for path in (inputs["model"].path, tmp_path / "out/model"))
@@ -216,11 +220,14 @@ def test_it_learns_from_single_actions_and_from_whole_reports(
     assert report({**inputs, "model": Model(tmp_path / "out/model")}, tmp_path / "report", topics=1).results["tokens"]
 
 
-def test_micro_batches_decide_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_micro_batches_decide_nothing(inputs: dict[str, Any], tmp_path: Path, zero_stage: int) -> None:
     """Reports of different length in one row each, beside others or alone: the same loss and the same update."""
     settings = {"steps": 1, "temperature": HEAT}
-    one, four = (learn(inputs, tmp_path / str(n), inputs["train"], **settings, micro_batch=n) for n in (1, 4))
+    one = learn(inputs, tmp_path / "one", inputs["train"], **settings, micro_batch=1)
+    four = learn(inputs, tmp_path / "four", inputs["train"], **settings, micro_batch=4, zero_stage=zero_stage)
     assert curve(one, "policy_loss") == pytest.approx(curve(four, "policy_loss"), abs=1e-5)
+    assert curve(one, "grad_norm") == pytest.approx(curve(four, "grad_norm"), rel=1e-4)
     together = weights(four.out / "model")
     for name, expected in weights(one.out / "model").items():
         torch.testing.assert_close(together[name], expected, atol=2e-4, rtol=0)

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
 
 from grafts.loader import load_model
 from stages.agent.conversation.messages import ToolCall, write_turn
-from stages.agent.conversation.records import read_trajectories, write_tasks
+from stages.agent.conversation.records import read_tasks, read_trajectories, write_tasks
 from stages.agent.conversation.rendering import load_renderer
 from stages.agent.environment.base import Task
 from stages.agent.environment.episodes import Episode, Limits, play, scripted
 from stages.agent.environment.research import open_environment
 from stages.agent.environment.toolbox import Toolbox
+from stages.agent.rl.recipe import AgentLearning
 from stages.agent.rl.scoring import Answer, score
+from stages.agent.rl.settings import LearningParameters
 from stages.agent.rl.stage import AgentLearn
 from stages.agent.rollout.engine import Sampling
 from stages.agent.rollout.rollouts import Room, roll_out
 from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.artifacts import Dataset, Model
+from stages.data.windows import POSITIONS
 from stages.errors import StoppedError, UserError
 from stages.stage import Context, Resources
+from stages.training.order import global_batch
+from stages.training.recipe import Worker
 from tests.agent.schooled import school, world
 from tests.machine import one_thread as one_thread
 from tests.machine import ray_cluster as ray_cluster
+from tests.tiny import tokens_dataset
 
 ROOM = {"turns": 3, "turn_tokens": 64, "window": 512}
 
@@ -140,6 +149,43 @@ def test_grpo_scores_nothing_and_needs_no_reference_without_kl(inputs: dict[str,
     assert run.curve("seconds_rollouts")
 
 
+def test_without_a_weight_there_is_no_curve_of_the_kl(inputs: dict[str, Any], tmp_path: Path) -> None:
+    run = learn(inputs, tmp_path, steps=1, credit="grpo", kl_weight=0)
+    assert not run.curve("kl")
+    assert run.curve("policy_loss")
+
+
+def test_a_question_asked_twice_in_a_set_is_answered_in_two_ways(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Two of three questions a set: some sets span epochs, and begin one with what ended the other."""
+    (tmp_path / "questions").mkdir()
+    room, other = read_tasks(inputs["questions"])
+    write_tasks(tmp_path / "questions", [room, other, replace(room, id="3")])
+    environment = partial(open_environment, inputs["index"], Dataset(tmp_path / "questions"))
+    params = LearningParameters(questions=2, rollouts=8, credit="grpo", kl_weight=0, **ROOM)
+    recipe = AgentLearning(
+        inputs["model"], inputs["model"], environment, None, params, 1, tmp_path / "scratch", tmp_path / "out"
+    )
+    worker = Worker(0, 1, torch.device("cpu"), torch.float32)
+    number = next(number for number in range(99) if len(set(global_batch(number, 2, 3, seed=1))) == 1)
+    found = recipe.collector(worker).collect(recipe.policy(worker), number)
+    assert len({one.rollout.trajectory.task for one in found}) == 1
+    first, second = ([one.rollout.logp for one in found if one.group == group] for group in (0, 1))
+    assert len(first) == len(second) == 8
+    assert first != second
+
+
+def test_held_out_text_is_read_before_learning_begins(inputs: dict[str, Any], tmp_path: Path) -> None:
+    text = tokens_dataset(tmp_path / "text", inputs["model"].path, num_windows=4, sequence_length=32)
+    run = learn({**inputs, "heldout": text}, tmp_path / "plain", steps=1, credit="grpo", kl_weight=0)
+    assert run.context.results["kl_to_parent"] >= 0
+    (shard,) = text.shards
+    rows = pq.read_table(shard)
+    pq.write_table(rows.append_column(POSITIONS, rows["input_ids"]), shard)
+    with pytest.raises(UserError, match="models are measured on whole windows"):
+        learn({**inputs, "heldout": Dataset(text.path)}, tmp_path / "apart", steps=1)
+    assert not (tmp_path / "apart/scratch/rollouts").exists(), "nothing was written before"
+
+
 def test_what_a_tool_reveals_is_information_gain(inputs: dict[str, Any]) -> None:
     """The score of the true answer rises at the visit of the right room, and not at that of one with another word."""
     environment = open_environment(inputs["index"], inputs["questions"])
@@ -211,5 +257,5 @@ def test_an_answer_that_nobody_can_give_is_refused(
 
 def test_settings_that_cannot_be_are_refused() -> None:
     for wrong in ({"answer_thought": "a </think>"}, {"turn_tokens": 1024}, {"zero_stage": 3}, {"rollouts": 1}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
             AgentLearn.Params(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from grafts.loader import load_model
 from stages.agent.environment.opening import open_environment
 from stages.agent.rl.batch import Tokens
-from stages.agent.rl.beside import writer_beside
+from stages.agent.rl.beside import IN_TURN, writer_beside
 from stages.agent.rl.experience import Diary
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rl.recipe import AgentLearning
@@ -146,6 +147,46 @@ def test_an_interruption_changes_nothing(inputs: dict[str, Any], tmp_path: Path,
 def test_what_is_wrong_in_the_other_process_is_told(inputs: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
     with pytest.raises(UserError, match="0 of 2 questions leave room"):
         learn(inputs, tmp_path, cpus=0.5, steps=2, staleness=1, window=70)
+
+
+def test_several_workers_take_turns_and_are_told_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    context = Context(
+        {}, tmp_path / "out", tmp_path / "scratch", resources=Resources(workers=2, cpus=0.1),
+        emit=lambda event: said.append(event["text"]),
+    )  # fmt: skip
+    recipe = AgentLearning(*(None,) * 4, params=LearningParameters(staleness=1), seed=1, scratch=tmp_path, out=tmp_path)  # type: ignore[arg-type]
+    with writer_beside(recipe, context) as writer:
+        assert writer is None
+    assert said == [IN_TURN.format(why="beside each other they need workers: 1, here are 2")]
+
+
+class GoneOnArrival:
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (1,)
+
+
+class GoneOnOpening:
+    """Ends the process in which it opens."""
+
+    def __call__(self) -> Any:
+        os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"), [(GoneOnArrival(), "died as it started"), (GoneOnOpening(), "writes rollouts is lost")]
+)
+def test_a_process_that_dies_before_it_writes_is_told(
+    inputs: dict[str, Any], tmp_path: Path, ray_cluster: None, environment: Any, problem: str
+) -> None:
+    context = Context(inputs, tmp_path / "out", tmp_path / "scratch", resources=Resources(cpus=0.5))
+    params = LearningParameters(**{**SETTINGS, "staleness": 1})
+    model = inputs["model"]
+    recipe = AgentLearning(model, model, environment, None, params, 1, context.scratch, context.out)
+    with pytest.raises(StageError, match=problem), writer_beside(recipe, context):
+        pass
 
 
 def test_a_lost_process_is_told(inputs: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
 
-from stages.agent.rl.log_probs import log_probs, naive
+from stages.agent.rl.log_probs import log_probs, naive, policy_log_probs
 from stages.agent.rl.losses import kl_estimate, stale, token_advantages, token_loss, token_weights
 from stages.agent.rl.rules import LossRule
+from tests.agent.schooled import newborn
 
 RULE = LossRule(clip_low=0.2, clip_high=0.3, kl_weight=0.0)
 
@@ -99,3 +102,23 @@ def test_log_probs_of_nothing_are_nothing() -> None:
     found, _ = log_probs(logits, targets)
     found.sum().backward()
     assert found.shape == (0,)
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_memory_does_not_grow_with_the_conversations_of_a_report(num: int) -> None:
+    """What the backward pass needs of one is made again for it: the same bits, and nothing is kept meanwhile."""
+    model, generator = newborn(40), torch.Generator().manual_seed(0)
+    ids, positions = torch.randint(0, 40, (1, num * 12), generator=generator), torch.arange(12).repeat(num)[None]
+    chosen, kept = positions > 4, list[weakref.ref]()
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, given: kept.append(weakref.ref(given[0])))
+    found = policy_log_probs(model, ids, chosen, 0.8, positions)
+    assert sum(one() is not None for one in kept) == (1 if num == 1 else 0)
+    parts = [slice(None), *(slice(begin, begin + 12) for begin in range(0, num * 12, 12))][-num:]
+    apart = [policy_log_probs(model, ids[:, part], chosen[:, part], 0.8) for part in parts]
+    for together, each in zip(found, zip(*apart, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(each, dim=1))
+    gradients = [
+        torch.autograd.grad(logp.square().sum(), list(model.parameters()))
+        for logp in (found[0], torch.cat([logp for logp, _ in apart], dim=1))
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from grafts.loader import load_model
 from stages.agent.conversation.messages import ToolCall, write_turn
@@ -21,9 +22,10 @@ from stages.agent.sft.recipe import Lora, as_batch, predict, with_lora
 from stages.agent.sft.stage import AgentSft
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
+from stages.evaluate.measured import DISTANCE
 from stages.training.cross_entropy import IGNORED, naive
 from tests.agent.world import run, talk
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tokens_dataset
 
 ASK = ("assistant", write_turn("I look.", ToolCall("search", {"query": "x"})))
 TALKS = [
@@ -125,11 +127,11 @@ def test_adapters_start_as_nothing_and_merge_exactly(model):
     ids=["whole", "unpacked", "adapters"],
 )
 def test_it_learns_what_the_assistant_says(model, data, tmp_path, extra, share):
-    inputs = {"model": model, "trajectories": data, "heldout": data}
+    inputs = {"model": model, "trajectories": data, "validation": data}
     context = run(AgentSft, inputs, tmp_path, **{**QUICK, **extra}, epochs=12)
     curve = [e["values"]["loss"] for e in context.events if e["event"] == "curve" and "loss" in e["values"]]
-    assert context.results["heldout_loss"] < share * curve[0], "adapters beside random weights learn little"
-    assert 0 < context.results["heldout_accuracy"] < 1
+    assert context.results["validation_loss"] < share * curve[0], "adapters beside random weights learn little"
+    assert 0 < context.results["validation_accuracy"] < 1
     assert context.results["trajectories"] == 4
     saved = tmp_path / "out/model"
     found = AutoModelForCausalLM.from_pretrained(saved)
@@ -177,6 +179,70 @@ def test_linear_heads_do_not_share_rows(model, data, tmp_path):
     with pytest.raises(UserError, match="linear heads"):
         AgentSft(AgentSft.Params(**QUICK)).check(inputs)
     AgentSft(AgentSft.Params(**QUICK, packing=False)).check(inputs)
+
+
+def test_a_model_that_reads_on_into_the_next_conversation_is_found_out(model, data, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    config = Qwen3NextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        num_experts=0,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    Qwen3NextForCausalLM(config).save_pretrained(tmp_path / "recurrent")
+    tokenizer.save_pretrained(tmp_path / "recurrent")
+    inputs = {"model": Model(tmp_path / "recurrent"), "trajectories": data}
+    with pytest.raises(UserError, match="lets the documents of a window see each other") as caught:
+        run(AgentSft, inputs, tmp_path / "packed", **{**QUICK, "window": 512})
+    assert caught.value.fix == "set packing: false, which gives each conversation a row"
+    alone = run(AgentSft, inputs, tmp_path / "alone", **{**QUICK, "window": 512}, packing=False)
+    assert alone.results["trajectories"] == 4
+
+
+def test_rows_of_one_conversation_each_are_not_several():
+    given = [Conversation([5, 6, 7], [False, True, True]), Conversation([8, 9], [True, True])]
+    assert [pack(given, length, 1, several=True).several for length in (5, 4)] == [True, False]
+    assert not pack(given, 7, 1, several=False).several
+
+
+def test_the_distance_to_the_parent_is_measured_on_text(model, data, tmp_path):
+    text = tokens_dataset(tmp_path / "text", model.path, num_windows=6, sequence_length=64)
+    inputs = {"model": model, "trajectories": data, "heldout": text}
+    context = run(AgentSft, inputs, tmp_path, **QUICK, epochs=1, heldout_windows=4)
+    assert context.results["kl_to_parent"] > 0
+    assert set(DISTANCE) <= set(context.results)
+    assert not any(name.startswith("validation_") for name in context.results)
+    details = json.loads((tmp_path / "out/report/report.json").read_text())["details"]
+    assert details["computed_in"] == "float32"
+    other = Dataset(shutil.copytree(text.path, tmp_path / "other"))
+    replace(other.card, tokenizer="another").write(other.path)
+    with pytest.raises(UserError, match="heldout was made by tokenizer another"):
+        AgentSft(AgentSft.Params(**QUICK)).check({**inputs, "heldout": Dataset(other.path)})
+
+
+@pytest.mark.parametrize("name", ["trajectories", "validation"])
+@pytest.mark.parametrize(
+    ("talks", "problem"),
+    [([], "has no trajectories"), ([talk(("tool", "y"))], "in none of 1 .* the assistant says anything")],
+)
+def test_what_nothing_can_be_learnt_or_measured_on_is_refused(model, data, tmp_path, name, talks, problem):
+    (tmp_path / "nothing").mkdir()
+    write_trajectories(tmp_path / "nothing", talks)
+    inputs = {"model": model, "trajectories": data, name: Dataset(tmp_path / "nothing")}
+    with pytest.raises(UserError, match=problem) as caught:
+        run(AgentSft, inputs, tmp_path, **QUICK)
+    assert caught.value.where == name
 
 
 def test_trajectories_survive_being_written(data):

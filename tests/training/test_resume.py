@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from grafts import arithmetic
+from stages.training import checkpoints
 from tests.training.language_model import LanguageModel, Run, run
 
 
@@ -49,6 +50,27 @@ def test_only_the_newest_checkpoint_stays_and_half_ones_are_ignored(recipe: Lang
     half.mkdir()
     (half / "mp_rank_00_model_states.pt").write_bytes(b"half")
     assert len(run(recipe, scratch).curve("loss")) == 3
+
+
+def test_a_checkpoint_is_not_complete_while_it_is_written_again(tmp_path: Path):
+    class Killed:
+        """An engine whose process dies in the middle of saving."""
+
+        def save_checkpoint(self, directory: str, tag: str, **_: object) -> None:
+            (Path(directory) / tag / "half.pt").write_bytes(b"half")
+            raise KilledError
+
+    old = tmp_path / "step-000000003"
+    old.mkdir()
+    (old / checkpoints.MARKER).write_text(json.dumps({"step": 3, "loss": 1.0, "layout": {"zero_stage": 0}}))
+    layout = checkpoints.Layout(2, 1, "float32")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(KilledError):
+            checkpoints.save(Killed(), tmp_path, 3, 0.5, layout)  # type: ignore[arg-type]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert checkpoints.newest(tmp_path) is None
 
 
 def test_a_finished_run_resumes_at_its_end(recipe: LanguageModel, tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import UserError
+from stages.training.checkpoints import newest
 from stages.training.local import train_as
 from stages.training.task import Task
 from tests.training.language_model import LanguageModel, parameters, run
@@ -64,3 +65,22 @@ def test_a_workers_error_comes_home_and_the_retry_resumes(recipe: LanguageModel,
     assert rest.curve("loss") == pytest.approx(one.curve("loss")[3:], rel=1e-5)
     assert rest.result.figures["saved"] == 1.0
     assert [event["done"] for event in rest.events if event["event"] == "progress"] == [768, 960]
+
+
+def test_training_ends_when_nobody_takes_its_events(recipe: LanguageModel, tmp_path: Path):
+    class FullError(Exception):
+        pass
+
+    taken: list[dict] = []
+
+    def emit(event: dict) -> None:
+        taken.append(event)
+        if event["event"] == "curve":
+            raise FullError("no space left")
+
+    with pytest.raises(FullError, match="no space left"):
+        run(recipe, tmp_path / "scratch", workers=2, emit=emit, tokens=400 * 8 * recipe.data.card.sequence_length)
+    assert sum(event["event"] == "curve" for event in taken) == 1
+    saved = newest(tmp_path / "scratch/checkpoints")
+    assert saved is not None
+    assert saved.step < 400, "it stopped early, with a checkpoint to go on from"

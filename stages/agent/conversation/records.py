@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -90,27 +91,20 @@ def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
 
 
 def read_tasks(dataset: Dataset) -> list[Task]:
-    """The tasks of a `messages` dataset with a column `answers`. Raises UserError without answers, or without rows."""
-    tasks = []
-    for number, row in enumerate(_rows(dataset)):
-        if not row.get("answers") or not row["messages"]:
-            raise UserError(
-                f"row {number} of {dataset.path} has no answers: there is nothing to reward",
-                fix="give questions with a column `answers` (a list of texts), such as `agent.questions` makes",
-            )
-        tasks.append(
-            Task(
-                id=row.get("id") or str(number),
-                question=row["messages"][-1]["content"],
-                answers=tuple(row["answers"]),
-                solution=tuple(ToolCall(name, args) for name, args in json.loads(row.get("solution") or "[]")),
-                thoughts=tuple(row.get("thoughts") or ()),
-                kind=row.get("kind") or "",
-                data=row.get("data") or "",
-            )
-        )
+    """The tasks of a `messages` dataset with a column `answers`; a question is what the user says last.
+
+    Raises UserError without rows, for a row that lacks question or answers or whose thoughts do not go with its
+    solution, and where two rows have one id.
+    """
+    tasks = [_task(f"row {number} of {dataset.path}", str(number), row) for number, row in enumerate(_rows(dataset))]
     if not tasks:
         raise UserError(f"{dataset.path} has no questions", fix="make more with `agent.questions`")
+    name, times = Counter(task.id for task in tasks).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{times} of {len(tasks)} rows of {dataset.path} have the id {name!r}",
+            fix="give every question an id of its own, or leave the column `id` out",
+        )
     return tasks
 
 
@@ -118,6 +112,33 @@ def write_documents(directory: Path, documents: Iterable[tuple[str, str]], **abo
     """Write documents (title, text) as a `text` dataset."""
     rows = [{"title": title, "text": text} for title, text in documents]
     _write(directory, "text", _DOCUMENTS, rows, (row["text"] for row in rows), about)
+
+
+def _task(where: str, number: str, row: Mapping[str, Any]) -> Task:
+    asked = [message["content"] for message in row["messages"] or () if message["role"] == "user"]
+    if not row.get("answers") or not asked:
+        lacks, why = ("question", "nothing to ask") if row.get("answers") else ("answers", "nothing to reward")
+        raise UserError(
+            f"{where} has no {lacks}: there is {why}",
+            fix="give `messages` in which a user asks and a column `answers` (a list of texts), such as "
+            "`agent.questions` makes",
+        )
+    solution = tuple(ToolCall(name, arguments) for name, arguments in json.loads(row.get("solution") or "[]"))
+    thoughts = tuple(row.get("thoughts") or ())
+    if len(thoughts) not in (0, len(solution) + 1):
+        raise UserError(
+            f"{where} has {len(thoughts)} thoughts for a solution of {len(solution)} calls",
+            fix=f"give {len(solution) + 1}, one before each call and one before the answer, or none",
+        )
+    return Task(
+        id=row.get("id") or number,
+        question=asked[-1],
+        answers=tuple(row["answers"]),
+        solution=solution,
+        thoughts=thoughts,
+        kind=row.get("kind") or "",
+        data=row.get("data") or "",
+    )
 
 
 def _trajectory(number: int, row: Mapping[str, Any]) -> Trajectory:

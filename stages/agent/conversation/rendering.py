@@ -69,9 +69,8 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, template: Template = "model") -> None:
-        own = getattr(tokenizer, "chat_template", None)
         self.tokenizer = tokenizer
-        self.template: str = own if template == "model" and isinstance(own, str) else PLAIN_TEMPLATE
+        self.template: str = (_own_template(tokenizer) if template == "model" else None) or PLAIN_TEMPLATE
         if self.template == PLAIN_TEMPLATE and not tokenizer.eos_token:
             raise UserError("the tokenizer has no end-of-text token", fix="set eos_token in tokenizer_config.json")
         self._ends: dict[tuple[Role, ...], tuple[str, str]] = {}
@@ -170,6 +169,17 @@ def load_renderer(model: Model, template: Template = "model") -> Renderer:
     from transformers import AutoTokenizer
 
     return Renderer(AutoTokenizer.from_pretrained(model.path, local_files_only=True), template)
+
+
+def _own_template(tokenizer: Any) -> str | None:
+    """The tokenizer's template; of several by name, the `default` one. Raises UserError where none is called so."""
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict) and "default" not in own:
+        raise UserError(
+            f"the tokenizer has the chat templates {', '.join(own)}, and none called default",
+            fix="call one of them default in the tokenizer's files, or set template: plain",
+        )
+    return own["default"] if isinstance(own, dict) else own
 
 
 def _plain(message: Message) -> str:

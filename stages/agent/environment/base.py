@@ -1,7 +1,7 @@
 """What an environment is: tasks, the tools to solve them with, and what an answer is worth.
 
-The one that comes with the project is in `research`. Another needs a subclass of `Environment` and tools; `episodes`
-plays it and proves it, and `toolbox` runs tools with timeouts.
+Those that come with the project are in `research`, `gym` and `stages.agent.report`. Another needs a subclass of
+`Environment` and tools; `episodes` plays it and proves it, and `toolbox` runs tools with timeouts.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Environment(ABC):
     def reward(self, task: Task, answer: str) -> float:
         """What `answer` is worth, in [0, 1]; 1 for each of `task.answers`."""
 
-    def success(self, task: Task, answer: str) -> bool:
-        """Whether `answer` is right: worth the full reward, unless an environment says otherwise."""
-        return self.reward(task, answer) >= 1.0
+    def success(self, task: Task, answer: str, reward: float) -> bool:  # noqa: ARG002, others look at the answer
+        """Whether `answer`, which earned `reward`, is right: worth all of it, unless an environment says otherwise."""
+        return reward >= 1.0
 
     def prompt(self, task: Task) -> tuple[Message, ...]:
         """The messages that an episode begins with."""

@@ -63,6 +63,10 @@ class AnyEpisode(Protocol):
         """What was said so far with its reward."""
         ...
 
+    def rows(self, whole: Trajectory) -> list[Trajectory]:
+        """The `conversations`, a trajectory each, where `whole` is all of them: what becomes of them in a dataset."""
+        ...
+
 
 @dataclass
 class Episode:
@@ -74,7 +78,7 @@ class Episode:
     messages: list[Message] = field(default_factory=list)
     ending: Ending = ""
     counts: Counter[str] = field(default_factory=Counter)
-    """`turns`, `calls`, `malformed`, and `failed_<failure>` of tool calls."""
+    """`turns`, `calls` (that ran), `malformed`, and `failed_<failure>` of tool calls."""
 
     def __post_init__(self) -> None:
         self.messages = list(self.environment.prompt(self.task))
@@ -105,9 +109,10 @@ class Episode:
         if turn.fault:
             self.counts["malformed"] += 1
             self._say(f"Error: {FAULTS[turn.fault]}.")
-        if turn.call:
-            self.counts["calls"] += 1
-        return None if self.over else turn.call
+        if turn.call is None or self.over:
+            return None
+        self.counts["calls"] += 1
+        return turn.call
 
     def observe(self, observation: Observation) -> None:
         """Take the result of the call that `write` returned."""
@@ -125,6 +130,10 @@ class Episode:
         found = Trajectory(task.id, tuple(self.messages), 0.0, self.ending, task.question, task.answers, task.kind)
         answer = found.answer
         return found if answer is None else replace(found, reward=self.environment.reward(task, answer))
+
+    def rows(self, whole: Trajectory) -> list[Trajectory]:
+        """The one there is."""
+        return [whole]
 
     def _say(self, text: str) -> None:
         if not self.over:

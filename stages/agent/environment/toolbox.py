@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from stages.agent.actors import start_actor
 from stages.agent.conversation.messages import ToolCall
 from stages.agent.environment.base import Observation, Tool
 from stages.errors import StageError
@@ -77,7 +78,7 @@ class Toolbox:
 
         if not calls:
             return []
-        self._actor = self._actor or _start_actor(self.tools)
+        self._actor = self._actor or _start(self.tools)
         waiting = [self._actor.run.remote(call) for call in calls]
         done, late = ray.wait(waiting, num_returns=len(waiting), timeout=self.timeout)
         fetched = {reference: _fetched(reference) for reference in done}
@@ -104,27 +105,12 @@ class _Tools:
         return _run(self.tools, call)
 
 
-def _start_actor(tools: Mapping[str, Tool]) -> Any:
-    """An actor on this node, where the artifacts are, that runs: starting one takes no time from a call.
-
-    Raises StageError when none comes up.
-    """
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    kind: Any = ray.remote(num_cpus=0)(_Tools)
-    actor = kind.options(max_concurrency=16, scheduling_strategy=here).remote(dict(tools))
-    try:
-        ray.get(actor.ready.remote(), timeout=START_SECONDS)
-    except GetTimeoutError:
-        ray.kill(actor)
-        raise StageError(
-            f"no process for tools after {START_SECONDS} s", fix="the cluster may be full: retry"
-        ) from None
-    except RayError as error:
-        raise StageError(f"the process for tools died as it started: {error}", fix="retry, with more memory") from error
+def _start(tools: Mapping[str, Tool]) -> Any:
+    """An actor that runs: starting one takes no time from a call. Raises StageError when none comes up."""
+    options = {"num_cpus": 0, "max_concurrency": 16}
+    actor = start_actor(_Tools, dict(tools), purpose="tools", seconds=START_SECONDS, **options)
+    if actor is None:
+        raise StageError(f"no process for tools after {START_SECONDS} s", fix="the cluster may be full: retry")
     return actor
 
 

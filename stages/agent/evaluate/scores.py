@@ -7,9 +7,15 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from stages.agent.conversation.messages import Trajectory
+
+FIGURES: Final = (
+    *("success", "f1", "calls", "turns", "tokens", "total_tokens"),
+    *("well_formed", "answered", "failed_calls"),
+)
+"""The names of `figures`."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class Outcome:
     success: bool
     tokens: int
     """Tokens that the model wrote."""
+    total_tokens: int
+    """Those and what it read: of the whole conversation."""
     counts: Mapping[str, int]
     """Of turns, calls, malformed turns and failed calls, see `Episode`."""
 
@@ -39,6 +47,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "calls": statistics.fmean(outcome.counts.get("calls", 0) for outcome in outcomes),
         "turns": turns / len(outcomes),
         "tokens": statistics.fmean(outcome.tokens for outcome in outcomes),
+        "total_tokens": statistics.fmean(outcome.total_tokens for outcome in outcomes),
         "well_formed": 1 - malformed / turns if turns else 0.0,
         "answered": statistics.fmean(outcome.trajectory.ending == "answer" for outcome in outcomes),
         "failed_calls": statistics.fmean(outcome.failed_calls for outcome in outcomes),
@@ -53,7 +62,7 @@ def summary(outcomes: Sequence[Outcome]) -> tuple[dict[str, float], dict[str, An
     questions: dict[str, list[bool]] = {}
     for outcome in outcomes:
         questions.setdefault(outcome.trajectory.task, []).append(outcome.success)
-    found["success_stderr"] = _standard_error([statistics.fmean(right) for right in questions.values()])
+    found["success_stderr"] = standard_error([statistics.fmean(right) for right in questions.values()])
     if len(successes) > 1:
         found["success_seed_std"] = statistics.stdev(successes)
     failures = Counter[str]()
@@ -76,6 +85,6 @@ def _by(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str,
     return {name: {"episodes": len(group), **figures(group)} for name, group in groups.items()}
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    """Of the mean over questions; 0 for a single one."""
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values; 0 for a single one."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.agent.conversation.room import require_room
+from stages.agent.evaluate.scores import FIGURES
 from stages.agent.rollout.opening import EngineName
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-
-if TYPE_CHECKING:
-    from stages.agent.conversation.rendering import Renderer
-    from stages.agent.environment.base import Environment
-    from stages.agent.evaluate.scores import Outcome
-    from stages.agent.rollout.engine import Engine
 
 
 class AgentEvaluateParameters(Parameters):
@@ -63,12 +58,13 @@ class AgentEvaluateParameters(Parameters):
 
 
 class AgentEvaluate(Stage):
-    """Let a model work on questions with the tools of an index; measure what it gets done and what that takes.
+    """Let a model work on questions in their environment; measure what it gets done and what that takes.
 
-    Success is an exact match with the answer, F1 counts words in common; both are 0 without an answer. Beside them:
-    tool calls, turns and tokens that the model wrote, the share of well-formed turns, and the share of episodes that
-    ended with an answer. The report holds them by seed and by kind of question, and a page to read trajectories on; the
-    trajectories themselves are a dataset that `agent.clean` takes.
+    With the tools of an index, success is an exact match with the answer and F1 counts words in common; elsewhere
+    success is the full reward, and F1 the mean reward. Both are 0 without an answer. Beside them: tool calls, turns,
+    tokens that the model wrote (`total_tokens`: and read), the share of well-formed turns, and the share of episodes
+    that ended with an answer. The report holds them by seed and by kind of question, and a page to read trajectories
+    on; the trajectories themselves are a dataset that `agent.clean` takes.
     """
 
     Params = AgentEvaluateParameters
@@ -81,7 +77,7 @@ class AgentEvaluate(Stage):
         "report": Output(Report),
         "trajectories": Output(Dataset, schema="trajectories"),
     }
-    metrics = ("success", "success_*", "f1", "calls", "turns", "tokens", "well_formed", "answered", "failed_calls")
+    metrics = (*FIGURES, "success_*")
     params: AgentEvaluateParameters
 
     def check(self, inputs: Mapping[str, Any]) -> None:
@@ -98,6 +94,7 @@ class AgentEvaluate(Stage):
         from stages.agent.environment.opening import open_environment
         from stages.agent.evaluate.figure import draw_outcomes
         from stages.agent.evaluate.page import write_page
+        from stages.agent.evaluate.playing import play_questions
         from stages.agent.evaluate.scores import summary
         from stages.agent.rollout.engine import Sampling
         from stages.agent.rollout.opening import open_engine
@@ -107,7 +104,7 @@ class AgentEvaluate(Stage):
         renderer = load_renderer(source, params.template)
         sampling = Sampling(params.temperature, params.top_p)
         engine = open_engine(params.engine, source, renderer.stop_id, sampling, params.dtype, params.window)
-        outcomes = self._play(context, engine, environment, renderer)
+        outcomes = play_questions(context, engine, environment, renderer, params)
         figures, details = summary(outcomes)
         context.metrics(**figures)
         report = context.output("report")
@@ -116,14 +113,3 @@ class AgentEvaluate(Stage):
         draw_outcomes(report / "outcomes.svg", details)
         found, card = [outcome.trajectory for outcome in outcomes], context.dataset("questions").card
         write_trajectories(context.output("trajectories"), found, licence=card.licence, source=card.source)
-
-    def _play(self, context: Context, engine: Engine, environment: Environment, renderer: Renderer) -> list[Outcome]:
-        from stages.agent.evaluate.playing import play_questions
-        from stages.agent.evaluate.scores import Outcome
-
-        outcomes: list[Outcome] = []
-        for seed, task, rollout in play_questions(context, engine, environment, renderer, self.params):
-            answer = rollout.trajectory.answer
-            success = answer is not None and environment.success(task, answer)
-            outcomes.append(Outcome(seed, rollout.trajectory, success, rollout.num_sampled, dict(rollout.counts)))
-        return outcomes

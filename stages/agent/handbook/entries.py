@@ -17,6 +17,7 @@ from typing import Final, Literal
 from stages.agent.conversation.messages import TAGS, Message
 from stages.agent.environment.answers import normalise
 from stages.agent.environment.base import Task
+from stages.data.marks import MARKS
 
 Rejection = Literal["name", "tag", "long", "number", "answer", "copy", "duplicate"]
 """Why a proposed behaviour does not enter the handbook, see `REJECTIONS`."""
@@ -29,13 +30,13 @@ REJECTIONS: Final[Mapping[Rejection, str]] = {
     "copy": "it copies words of the question",
     "duplicate": "the handbook says so already",
 }
-NAME: Final = re.compile(r"behavior_[a-z0-9]+(?:_[a-z0-9]+)*")
+_WORD: Final = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*")
+NAME: Final = re.compile(rf"behavior(?:_{_WORD.pattern})+")
 LONGEST: Final = 300
 """Characters of an instruction."""
 COPIED_WORDS: Final = 5
 """As many words of the question in a row are a copy."""
 _ENTRY: Final = re.compile(r"^\W*(behavior_[^\s:*`]+)[*`]*\s*[:：]\s*(.*)$", re.IGNORECASE)
-_WORD: Final = re.compile(r"[a-z0-9]+")
 _TAG: Final = re.compile(rf"</?(?:{'|'.join((*TAGS, 'tool_response'))})>")
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
 

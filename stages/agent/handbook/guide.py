@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from stages.agent.evaluate.scores import FIGURES, figures
 from stages.agent.evaluate.stage import AgentEvaluate, AgentEvaluateParameters
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.stage import Context, Input, Output, Stage
 
 if TYPE_CHECKING:
-    from stages.agent.environment.base import Environment
-    from stages.agent.rollout.rollouts import Rollout
+    from stages.agent.evaluate.scores import Outcome
 
 
 class GuideParameters(AgentEvaluateParameters):
@@ -26,10 +26,10 @@ class GuideParameters(AgentEvaluateParameters):
 class AgentGuide(Stage):
     """Let a model work on questions with the behaviours of a handbook in its prompt, and beside that without.
 
-    Success and F1 with the handbook, and of the same questions and seeds without it as `plain_…`; `tokens` are those
-    that the model wrote for a question, `total_tokens` also those that it read. The trajectories are those with the
-    handbook, their prompts without it: fine-tuned on them (`agent.clean`, `agent.sft`), a model learns to behave so
-    unasked.
+    The figures of `agent.evaluate` with the handbook, and of the same questions and seeds without it as `plain_…`;
+    `tokens` are those that the model wrote for a question, `total_tokens` also those that it read. The trajectories are
+    those with the handbook, their prompts without it: fine-tuned on them (`agent.clean`, `agent.sft`), a model learns
+    to behave so unasked.
     """
 
     Params = GuideParameters
@@ -43,7 +43,7 @@ class AgentGuide(Stage):
         "trajectories": Output(Dataset, schema="trajectories"),
         "report": Output(Report),
     }
-    metrics = ("success", "f1", "tokens", "total_tokens", "plain_*", "tokens_saved")
+    metrics = (*FIGURES, "plain_*", "tokens_saved")
     paper = "2509.13237"
     params: GuideParameters
 
@@ -69,35 +69,17 @@ class AgentGuide(Stage):
         renderer = load_renderer(source, params.template)
         sampling = Sampling(params.temperature, params.top_p)
         engine = open_engine(params.engine, source, renderer.stop_id, sampling, params.dtype, params.window)
-        plain, found = (
-            [rollout for _, _, rollout in play_questions(context, engine, world, renderer, params)]
-            for world in (environment, guided)
-        )
+        plain, found = (play_questions(context, engine, world, renderer, params) for world in (environment, guided))
         tasks, card = {task.id: task for task in environment.tasks}, context.dataset("questions").card
         learnt = [guided.unguided(one.trajectory, tasks[one.trajectory.task]) for one in found]
         write_trajectories(context.output("trajectories"), learnt, licence=card.licence, source=card.source)
-        context.metrics(**_compared(environment, found, plain))
+        context.metrics(**_compared(found, plain))
         details = {"parameters": params.identity(), "behaviours": len(handbook.entries)}
         write_report(context.output("report"), "Guided by a handbook", context.results, details)
 
 
-def _compared(environment: Environment, guided: list[Rollout], plain: list[Rollout]) -> dict[str, float]:
+def _compared(guided: list[Outcome], plain: list[Outcome]) -> dict[str, float]:
     """Figures with the handbook and without; `tokens_saved` is the share of written tokens that it spares."""
-    with_it, without = _figures(environment, guided), _figures(environment, plain)
+    with_it, without = figures(guided), figures(plain)
     saved = 1 - with_it["tokens"] / without["tokens"] if without["tokens"] else 0.0
     return {**with_it, **{f"plain_{name}": value for name, value in without.items()}, "tokens_saved": saved}
-
-
-def _figures(environment: Environment, rollouts: list[Rollout]) -> dict[str, float]:
-    tasks = {task.id: task for task in environment.tasks}
-    right = sum(
-        one.trajectory.answer is not None and environment.success(tasks[one.trajectory.task], one.trajectory.answer)
-        for one in rollouts
-    )
-    totals = {
-        "success": float(right),
-        "f1": sum(one.trajectory.reward for one in rollouts),
-        "tokens": float(sum(one.num_sampled for one in rollouts)),
-        "total_tokens": float(sum(len(one.ids) for one in rollouts)),
-    }
-    return {name: value / len(rollouts) for name, value in totals.items()}

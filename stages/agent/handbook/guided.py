@@ -32,9 +32,9 @@ class Guided(Environment):
         """That of the environment."""
         return self.environment.reward(task, answer)
 
-    def success(self, task: Task, answer: str) -> bool:
+    def success(self, task: Task, answer: str, reward: float) -> bool:
         """That of the environment."""
-        return self.environment.success(task, answer)
+        return self.environment.success(task, answer, reward)
 
     def prompt(self, task: Task) -> tuple[Message, ...]:
         """The environment's prompt with behaviours; without any, the same prompt."""

@@ -76,16 +76,18 @@ class AgentHandbook(Stage):
         from stages.agent.handbook.records import write_handbook
         from stages.agent.handbook.writing import Room, reflect
         from stages.agent.rollout.engine import Sampling
-        from stages.agent.rollout.transformers_engine import TransformersEngine
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.agent.rollout.opening import open_engine
 
         params, source, data = self.params, context.model("model"), context.dataset("trajectories")
+        trajectories = read_trajectories(data)[: params.trajectories]
+        if unknown := sum(not found.answers for found in trajectories):
+            context.say(f"{unknown} of {len(trajectories)} trajectories have no answers: what gives one away may stay")
         renderer = load_renderer(source)
-        model = load_for_evaluation(source, params.dtype)
+        sampling = Sampling(params.temperature)
         found = reflect(
-            TransformersEngine(model, renderer.stop_id, Sampling(params.temperature)),
+            open_engine("transformers", source, renderer.stop_id, sampling, params.dtype, params.window),
             renderer,
-            read_trajectories(data)[: params.trajectories],
+            trajectories,
             Room(params.tokens, params.window),
             threshold=params.duplicate_threshold,
             seed=context.seed,

@@ -11,7 +11,7 @@ from stages.agent.conversation.rendering import Renderer
 from stages.agent.environment.base import Task
 from stages.agent.handbook.entries import Behaviour, Handbook, Rejection, parse_behaviours, rejection
 from stages.agent.rollout.engine import Engine, Request
-from stages.agent.rollout.rollouts import derived_seed
+from stages.agent.rollout.rollouts import as_message, derived_seed
 from stages.errors import UserError
 
 REFLECT: Final = (
@@ -80,11 +80,17 @@ def reflect(
         asked = [(*a, thought, Message("user", NAME_THEM)) for a, thought in zip(asked, thoughts, strict=True)]
         lists = _answers(engine, renderer, asked, room.tokens, [derived_seed(s, "name") for s in seeds], found)
         for trajectory, message in zip(part, lists, strict=True):
-            task = Task(trajectory.task, trajectory.question, trajectory.answers, kind=trajectory.kind)
+            task = Task(trajectory.task, _question(trajectory), trajectory.answers, kind=trajectory.kind)
             for behaviour in parse_behaviours(message.content, trajectory.kind):
                 found.offer(behaviour, task, threshold)
         progress(min(start + batch, len(trajectories)), len(trajectories), "trajectories")
     return found
+
+
+def _question(trajectory: Trajectory) -> str:
+    """What was asked: where a trajectory does not say, what the user says first."""
+    said = (message.content for message in trajectory.messages if message.role == "user")
+    return trajectory.question or next(said, "")
 
 
 def _opening(renderer: Renderer, trajectory: Trajectory, room: Room) -> tuple[Message, ...]:
@@ -121,8 +127,7 @@ def _answers(
     ]
     messages = []
     for ids, written in zip(contexts, engine.write(requests), strict=True):
-        content = written.ids[:-1] if written.stopped else written.ids
-        messages.append(Message("assistant", renderer.decode(content), tuple(content)))
+        messages.append(as_message(renderer, written))
         found.tokens_read += len(ids)
         found.tokens_written += len(written.ids)
     engine.forget()

@@ -14,9 +14,12 @@ from typing import Final
 
 from stages.agent.environment.answers import normalise
 from stages.agent.environment.collection import Document
+from stages.data.marks import MARKS
 
 BLANK: Final = "____"
-_SENTENCE_END: Final = re.compile(r"(?<=[a-z0-9)”\"'][.!?])\s+(?=[A-Z“\"`])")
+_PAUSE: Final = re.compile(r"(?<=[.!?।])\s+(?=\S)|(?<=[。！？])(?![。！？”’」』）])\s*(?=\S)")
+"""Where a sentence may end: behind a mark and a space, or in scripts without spaces behind the mark alone."""
+_SAID: Final = re.compile(rf"[^\W_]|[){MARKS}”\"']")
 _WORD: Final = r"(?:(?:[A-Z]\.)+|[A-Z][\w'’-]+)"
 _NAME: Final = rf"{_WORD}(?:\s(?:(?:of|de|von|van|the|and|&)\s)?{_WORD}){{0,4}}"
 _MONTH: Final = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -97,7 +100,28 @@ def plain_title(title: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, roughly."""
-    return [sentence.strip() for line in text.splitlines() for sentence in _SENTENCE_END.split(line) if sentence]
+    return [sentence.strip() for line in text.splitlines() for sentence in _sentences(line) if sentence]
+
+
+def _sentences(line: str) -> Iterator[str]:
+    start = 0
+    for pause in _PAUSE.finditer(line):
+        if _is_end(line[max(0, pause.start() - 2) : pause.start()], line[pause.end()]):
+            yield line[start : pause.start()]
+            start = pause.end()
+    yield line[start:]
+
+
+def _is_end(before: str, after: str) -> bool:
+    """Whether a sentence ends with the two characters `before` a pause and begins with the one `after` it.
+
+    It ends with no capital ("J. Weld" goes on), and begins with no small letter; scripts without either may do both.
+    """
+    last, mark = before[:-1], before[-1]
+    if mark not in ".!?":
+        return True
+    ends = _SAID.fullmatch(last) is not None and not last.isupper()
+    return ends and (after in '“"`' or (after.isalpha() and not after.islower()))
 
 
 def facts(document: Document) -> Iterator[Fact]:

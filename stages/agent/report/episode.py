@@ -112,6 +112,10 @@ class ReportEpisode:
         reward = self.value() if self.state.finished else 0.0
         return Trajectory(self.topic.id, messages, reward, self.ending, self.topic.query, (), "report")
 
+    def rows(self, whole: Trajectory) -> list[Trajectory]:
+        """A trajectory for each turn, see `step_trajectories`."""
+        return step_trajectories(self.topic, self.steps, whole.reward)
+
     def value(self) -> float:
         """What the judge thinks of the report as it is, in [0, 1]."""
         return self.judge.value(Draft(self.topic, self.state), REPORT)
@@ -177,6 +181,10 @@ class ReportEnvironment(Environment):
     def reward(self, task: Task, answer: str) -> float:  # noqa: ARG002, the same of every topic
         """Of the last turn: 1 for terminating. What the report is worth is its trajectory's reward."""
         return float(answer == "terminate")
+
+    def success(self, task: Task, answer: str, reward: float) -> bool:  # noqa: ARG002, however good the report is
+        """Whether the writer terminated the report."""
+        return answer == "terminate"
 
 
 def _read(content: str) -> Action:

@@ -52,6 +52,8 @@ class ExerciseEnvironment(Environment):
     judge: Judge
     limits: Limits = field(default_factory=Limits)
     rules: TextRules = field(default_factory=TextRules)
+    _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    """What the expert's own action is worth, by exercise, as far as it was asked for."""
 
     @property
     def tools(self) -> Mapping[str, Tool]:
@@ -77,9 +79,11 @@ class ExerciseEnvironment(Environment):
             return 0.0
         return self._worth(one, action)
 
-    def success(self, task: Task, answer: str) -> bool:
+    def success(self, task: Task, answer: str, reward: float) -> bool:  # noqa: ARG002, the expert's is what counts
         """Whether it is worth as much as what the expert did."""
-        return self.reward(task, answer) >= self.reward(task, self._of(task).best)
+        if task.id not in self._best:
+            self._best[task.id] = self.reward(task, self._of(task).best)
+        return reward >= self._best[task.id]
 
     def _worth(self, one: Exercise, action: Action) -> float:
         if one.skill == "decision":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 from stages.agent.environment.base import Observation, Tool
 from stages.agent.environment.collection import Collection
 from stages.agent.report.state import Evidence
+from stages.agent.report.view import without_citations
 
 MOST_GATHERED: Final = 8_000
 """Characters of documents that one search brings."""
@@ -54,5 +55,5 @@ def gathered(observation: Observation) -> tuple[Evidence, ...] | None:
 def _evidence(collection: Collection, number: int, most: int) -> Evidence:
     document = collection.read(number)
     assert document is not None, f"document {number} was found a moment ago"
-    text = " ".join(document.text.split())
+    text = without_citations(document.text)  # a document's own footnotes would be taken for documents of ours
     return Evidence(number, document.title, text if len(text) <= most else text[:most].rstrip() + "…")

@@ -6,6 +6,7 @@ work always gets the same rating, and a model that hesitates between 3 and 4 say
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -39,28 +40,39 @@ QUESTIONS: Final[Mapping[Criterion, str]] = {
 DIGITS: Final = "12345"
 LONGEST: Final = 4096
 """Tokens of a prompt at most, whatever the model could read."""
+REMEMBERED: Final = 10_000
+"""Ratings that a judge keeps: the reward of a work is asked for again where that work is reported."""
 
 
 class ModelJudge(Judge):
-    """Rates with `model`; work that is too long for it is cut at its end."""
+    """Rates with `model`; work that is too long for it is cut at its end. What it has rated it remembers."""
 
     def __init__(self, model: PreTrainedModel, renderer: Renderer, window: int) -> None:
         self.model, self.renderer, self.window = model, renderer, min(window, LONGEST)
         self.digits = [renderer.encode_text(digit)[-1] for digit in DIGITS]
+        self._known: dict[bytes, float] = {}
+
+    def rate(self, work: Work, criteria: Sequence[Criterion]) -> dict[Criterion, float]:
+        """The expected digit for each criterion, a pass each for what is new."""
+        shown = work.shown()
+        return {criterion: self._rated(shown, criterion) for criterion in criteria}
+
+    def _rated(self, shown: str, criterion: Criterion) -> float:
+        key = hashlib.sha256(f"{criterion}\n{shown}".encode()).digest()
+        if key not in self._known:
+            if len(self._known) == REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._expected(self._prompt(shown, QUESTIONS[criterion]))
+        return self._known[key]
 
     @torch.no_grad()
-    def rate(self, work: Work, criteria: Sequence[Criterion]) -> dict[Criterion, float]:
-        """The expected digit for each criterion, a pass each."""
-        return {criterion: self._expected(self._prompt(work, QUESTIONS[criterion])) for criterion in criteria}
-
     def _expected(self, ids: list[int]) -> float:
         with evaluating(self.model):
             logits_V = self.model(torch.tensor([ids], device=self.model.device), logits_to_keep=1).logits[0, -1]
         share_5 = logits_V[self.digits].double().softmax(-1)
         return float((share_5 * torch.arange(1, 6, device=share_5.device)).sum())
 
-    def _prompt(self, work: Work, question: str) -> list[int]:
-        shown = work.shown()
+    def _prompt(self, shown: str, question: str) -> list[int]:
         while len(ids := self._encoded(shown, question)) > self.window and shown:
             shown = shown[: int(len(shown) * min(0.95, self.window / len(ids)))]
         return ids

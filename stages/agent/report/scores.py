@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.agent.evaluate.scores import standard_error
 from stages.agent.report.episode import ReportEpisode
 from stages.agent.report.judge import REPORT, Criterion, Draft, Judge
 from stages.agent.report.view import citations, without_citations
@@ -67,9 +68,7 @@ def means(scored: Sequence[Scored]) -> dict[str, float]:
     """Means over reports, and the standard error of the mean score; 0 for a single report."""
     rows = [one.figures for one in scored]
     found = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
-    scores = [row["score"] for row in rows]
-    found["score_stderr"] = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-    return found
+    return {**found, "score_stderr": standard_error([row["score"] for row in rows])}
 
 
 def tables(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -93,14 +93,13 @@ class AgentReport(Stage):
         from stages.agent.report.view import markdown
         from stages.agent.report.worlds import open_reports
         from stages.agent.rollout.engine import Sampling
-        from stages.agent.rollout.transformers_engine import TransformersEngine
-        from stages.evaluate.loading import load_for_evaluation
+        from stages.agent.rollout.opening import open_engine
 
         params, source, topics = self.params, context.model("model"), context.dataset("topics")
         environment = open_reports(context.dataset("index"), topics, context.inputs.get("judge"))
         renderer = load_renderer(source, params.template)
-        model = load_for_evaluation(source, params.dtype)
-        engine = TransformersEngine(model, renderer.stop_id, Sampling(params.temperature, params.top_p))
+        sampling = Sampling(params.temperature, params.top_p)
+        engine = open_engine("transformers", source, renderer.stop_id, sampling, params.dtype, params.window)
         scored = self._write(context, engine, environment, renderer)
         context.metrics(**means(scored))
         report = context.output("report")

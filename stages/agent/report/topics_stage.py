@@ -58,7 +58,10 @@ class TopicsParameters(Parameters):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not self.fewest_sections <= self.aspects <= self.most_sections:
-            raise ValueError(f"aspects: {self.aspects} is not from fewest_sections to most_sections")
+            raise ValueError(
+                f"aspects: {self.aspects} is not from fewest_sections: {self.fewest_sections} to "
+                f"most_sections: {self.most_sections}"
+            )
         if self.fewest_words > self.most_words:
             raise ValueError(f"fewest_words: {self.fewest_words} exceeds most_words: {self.most_words}")
         return self

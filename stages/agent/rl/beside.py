@@ -1,6 +1,6 @@
 """Rollouts written beside training, by a Ray actor that holds a copy of the policy.
 
-The only file of agents that knows Ray, apart from the toolbox. Weights go to the actor through Ray's object store, sets
+Weights go to the actor through Ray's object store, sets
 come back the same way. Where there is no room for a second worker like the one that trains, none is started: then that
 one writes the same sets itself, in turn.
 """
@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel
 
+from stages.agent.actors import start_actor
 from stages.agent.rl.recipe import AgentLearning
 from stages.agent.rl.sets import Collected
 from stages.errors import RegraftError, StageError
@@ -28,7 +29,8 @@ from stages.training.recipe import Worker
 
 ROOM_SECONDS: Final = 60.0
 """In which the actor has to be up on this node."""
-IN_TURN: Final = "rollouts and updates take turns: this node has no room for both at once (the result is the same)"
+IN_TURN: Final = "rollouts and updates take turns: {why} (the result is the same)"
+NO_ROOM: Final = "this node has no room for both at once"
 
 
 @contextmanager
@@ -40,8 +42,11 @@ def writer_beside(recipe: AgentLearning, context: Context) -> Iterator[Beside | 
     resources = context.resources
     if not recipe.params.staleness:
         yield None
-    elif resources.workers > 1 or not _has_room(resources):
-        context.say(IN_TURN)
+    elif resources.workers > 1:
+        context.say(IN_TURN.format(why=f"beside each other they need workers: 1, here are {resources.workers}"))
+        yield None
+    elif not _has_room(resources):
+        context.say(IN_TURN.format(why=NO_ROOM))
         yield None
     else:
         with cluster(replace(resources, workers=2)):
@@ -129,36 +134,37 @@ def _has_room(resources: Resources) -> bool:
 
 
 def _start(recipe: AgentLearning, context: Context) -> Beside | None:
-    """An actor on this node, where the artifacts are, that has loaded its policy; None without room for it."""
-    import ray
-    from ray.exceptions import ActorUnschedulableError, GetTimeoutError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    resources, here = context.resources, ray.get_runtime_context().get_node_id()
-    kind: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, memory=resources.memory_bytes or None)
-    place = NodeAffinitySchedulingStrategy(here, soft=False)
-    actor = kind(_Actor).options(scheduling_strategy=place).remote(recipe)
-    try:
-        ray.get(actor.ready.remote(), timeout=ROOM_SECONDS)
-    except (GetTimeoutError, ActorUnschedulableError):
-        ray.kill(actor)
-        context.say(IN_TURN)
+    """An actor that has loaded its policy; None without room for it. Raises StageError for one that dies meanwhile."""
+    resources = context.resources
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes or None}
+    actor = start_actor(_Actor, recipe, purpose="rollouts", seconds=ROOM_SECONDS, **options)
+    if actor is None:
+        context.say(IN_TURN.format(why=NO_ROOM))
         return None
-    for event in _answer(actor.open.remote(torch.get_num_threads())):
+    writer = Beside(actor)
+    try:
+        said = _answer(actor.open.remote(torch.get_num_threads()))
+    except RegraftError:
+        writer.close()
+        raise
+    for event in said:
         context.emit(event)
-    return Beside(actor)
+    return writer
 
 
 def _answer(reference: Any) -> Any:
-    """What an actor returned. Raises the error of this project that it returned; StageError where it is lost."""
+    """What an actor returned. Raises the error of this project that it returned; StageError where it failed."""
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         found = ray.get(reference)
-    except RayActorError as error:
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error  # without the traceback that Ray wraps it in
         raise StageError(
-            f"the process that writes rollouts is lost: {error}", fix="a retry goes on from the last checkpoint"
+            f"the process that writes rollouts {'failed' if isinstance(error, RayTaskError) else 'is lost'}: "
+            f"{type(cause).__name__}: {cause}",
+            fix="a retry goes on from the last checkpoint",
         ) from error
     if isinstance(found, RegraftError):
         raise found

@@ -19,7 +19,7 @@ from stages.agent.rl.batch import padded, positions_of
 from stages.agent.rl.experience import Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rl.scoring import Answer, score
-from stages.agent.rollout.rollouts import Rollout, derived_seed, roll_out
+from stages.agent.rollout.rollouts import Rollout, derived_seed, roll_out, succeeds
 from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.evaluate.distance import evaluating
 from stages.training.order import global_batch, worker_share
@@ -52,19 +52,23 @@ class Collector:
         own = worker_share(list(range(len(chosen))), self.worker.rank, self.worker.world_size)
         jobs = [(group, self.tasks[chosen[group]]) for group in own for _ in range(self.params.rollouts)]
         with evaluating(policy), torch.no_grad():
-            rollouts = self._roll_out(policy, [task for _, task in jobs], number)
+            rollouts = self._roll_out(policy, jobs, number)
             scores = self._scores(policy, [task for _, task in jobs], rollouts)
             references = self._references(rollouts)
         found = [
-            Experience(rollout, group, self._success(task, rollout), score_T, reference_L)
+            Experience(rollout, group, succeeds(self.environment, task, rollout), score_T, reference_L)
             for (group, task), rollout, score_T, reference_L in zip(jobs, rollouts, scores, references, strict=True)
         ]
         return self._gathered(found)
 
-    def _roll_out(self, policy: PreTrainedModel, tasks: list[Task], number: int) -> list[Rollout]:
+    def _roll_out(self, policy: PreTrainedModel, jobs: list[tuple[int, Task]], number: int) -> list[Rollout]:
+        """The group is part of a seed: a set that spans epochs may ask one question twice."""
         engine = TransformersEngine(policy, self.renderer.stop_id, self.params.sampling)
         size, members = self.params.rollout_batch, self.params.rollouts
-        seeds = [derived_seed(self.seed, number, task.id, place % members) for place, task in enumerate(tasks)]
+        tasks = [task for _, task in jobs]
+        seeds = [
+            derived_seed(self.seed, number, group, task.id, place % members) for place, (group, task) in enumerate(jobs)
+        ]
         with self._timed("rollouts"):
             return [
                 rollout
@@ -106,10 +110,6 @@ class Collector:
         placed_NL = None if positions_NL is None else positions_NL.to(self.worker.device)
         logp_NL, _ = policy_log_probs(self.reference, ids_NL, turn_NL >= 0, self.params.temperature, placed_NL)
         return [row[: len(rollout.ids)].tolist() for row, rollout in zip(logp_NL, rollouts, strict=True)]
-
-    def _success(self, task: Task, rollout: Rollout) -> bool:
-        answer = rollout.trajectory.answer
-        return answer is not None and not rollout.cut and self.environment.success(task, answer)
 
     def _gathered(self, own: list[Experience]) -> list[Experience]:
         if self.worker.world_size == 1:

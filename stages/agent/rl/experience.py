@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class Experience:
     scores: list[float]
     """Mean log-probability of the true answer before each turn; empty where no gains are asked for."""
     reference: list[float]
-    """Log-probability of each sampled token under the reference; empty without one."""
+    """Log-probability of each token under the reference, 0 where the policy did not sample it; empty without one."""
 
 
 class Diary:
@@ -45,7 +46,10 @@ class Diary:
         """Keep a set."""
         self.directory.mkdir(parents=True, exist_ok=True)
         part = self._file(number).with_suffix(".part")
-        part.write_text(json.dumps([asdict(found) for found in experiences], ensure_ascii=False), encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps([asdict(found) for found in experiences], ensure_ascii=False))
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(self._file(number))
 
     def all(self, num: int) -> Iterator[list[Experience]]:
@@ -61,7 +65,10 @@ class Diary:
 
 def _experience(row: dict[str, Any]) -> Experience:
     rollout = row["rollout"]
-    told = rollout["trajectory"]
+    told = {"trajectory": _trajectory(rollout["trajectory"]), "rows": [_trajectory(each) for each in rollout["rows"]]}
+    return Experience(**{**row, "rollout": Rollout(**{**rollout, **told})})
+
+
+def _trajectory(told: dict[str, Any]) -> Trajectory:
     messages = tuple(Message(m["role"], m["content"], tuple(m["token_ids"])) for m in told["messages"])
-    trajectory = Trajectory(**{**told, "messages": messages, "answers": tuple(told["answers"])})
-    return Experience(**{**row, "rollout": Rollout(**{**rollout, "trajectory": trajectory})})
+    return Trajectory(**{**told, "messages": messages, "answers": tuple(told["answers"])})

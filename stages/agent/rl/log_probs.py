@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stages.chunks import chunks
 
@@ -37,13 +38,23 @@ def policy_log_probs(
 
     Ids [N, L] are padded on the right, where nothing the mask chooses can see it. The first column is never chosen.
     Rows of several conversations need `positions_NL`, which start again with each: every conversation is then read by
-    itself, so that none sees another whatever the model's layers, and memory grows with the longest of them.
+    itself, so that none sees another whatever the model's layers. With gradients on, each is read again when its turn
+    comes in the backward pass: memory grows with the longest conversation, not with their number.
     """
     whole = [(slice(None), slice(None))]
     parts = whole if positions_NL is None else _conversations(mask_NL, positions_NL) or whole
-    read = [_read(model, ids_NL[part], mask_NL[part], temperature) for part in parts]
+    read = [_read_again(model, ids_NL[part], mask_NL[part], temperature, again=len(parts) > 1) for part in parts]
     logp_P, entropy_P = (torch.cat(found) for found in zip(*read, strict=True))
     return _spread(logp_P, mask_NL), _spread(entropy_P, mask_NL)
+
+
+def _read_again(
+    model: nn.Module, ids_NL: Tensor, mask_NL: Tensor, temperature: float, *, again: bool
+) -> tuple[Tensor, Tensor]:
+    """`_read`; where a backward pass follows and `again` is set, it keeps nothing but its inputs and reads again."""
+    if again and torch.is_grad_enabled():
+        return checkpoint(_read, model, ids_NL, mask_NL, temperature, use_reentrant=False)
+    return _read(model, ids_NL, mask_NL, temperature)
 
 
 def _read(model: nn.Module, ids_NL: Tensor, mask_NL: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

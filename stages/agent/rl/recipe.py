@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 @dataclass
 class AgentLearning(Recipe):
     """Learning of `model` in an environment."""
+
+    unit: ClassVar[str] = "rollouts"
+    loss_name: ClassVar[str] = "policy_loss"
 
     model: Model
     reference: Model
@@ -113,7 +116,7 @@ class AgentLearning(Recipe):
         weight_BL = tokens.weight * ~stale_B.unsqueeze(1)
         found = token_loss(logp_BL, tokens.old, tokens.reference, tokens.advantage, self.params.loss_rule)
         parts = {
-            "kl": (found.kl * weight_BL).sum(),
+            **({"kl": (found.kl * weight_BL).sum()} if self.params.kl_weight else {}),
             "entropy": (entropy_BL * weight_BL).sum(),
             "clipped": (found.clipped * weight_BL).sum(),
             "stale": stale_B.float().sum(),

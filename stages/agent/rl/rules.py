@@ -24,7 +24,11 @@ class CreditRule:
     discount: float = 1.0
     """γ between rewarded turns."""
     final_weight: float | None = None
-    """w: a rollout of T turns is discounted by γ = w^(1/T) in place of `discount`, so that γ^T = w."""
+    """w: a rollout of T turns is discounted by γ = w^(1/T) in place of `discount`.
+
+    So where every turn has a reward, the outcome reaches the first of them with w^((T-1)/T): between 1 and w, and all
+    but alike for long rollouts.
+    """
     format_penalty: float = 1.0
     """λ: the reward of a malformed turn is -λ."""
     gain_clip: float = 5.0

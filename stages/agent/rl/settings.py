@@ -164,14 +164,17 @@ class LearningParameters(PolicyParameters):
     discount: Annotated[float, Field(gt=0, le=1)] = 0.95
     """γ: what a rewarded turn is worth to the one before."""
     final_weight: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Makes γ adaptive: w^(1/T) for a rollout of T turns, so that a first turn weighs the outcome alike in long and
-    short ones. Null: `discount`."""
+    """Makes γ adaptive: w^(1/T) for a rollout of T turns. The outcome then reaches a first turn with w^((T-1)/T), which
+    stays above w however long the rollout is. Null: `discount`."""
     format_penalty: Annotated[float, Field(ge=0)] = 1.0
     """λ: a malformed turn earns -λ in place of its gain, a last one in place of the outcome. Unused by `grpo`."""
 
     @model_validator(mode="after")
     def _thought_is_sayable(self) -> Self:
-        write_turn(self.answer_thought, "an answer")
+        try:
+            write_turn(self.answer_thought, "an answer")
+        except ValueError as problem:
+            raise ValueError(f"answer_thought: {problem}") from problem
         return self
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AgentLearn(Stage):
-    """Improve an agent by reinforcement learning in the environment of an index and questions about it.
+    """Improve an agent by reinforcement learning in the environment of its questions.
 
     In every step the policy answers a few questions, each several times. A turn earns the information gain it brings:
     how much likelier the true answer becomes to the policy itself; the last turn earns the outcome. Rewards are
@@ -108,34 +107,14 @@ class AgentLearn(Stage):
             out=context.output("model"),
         )
         with writer_beside(recipe, context) as recipe.writer:
-            result = run_training(recipe, self.params.training(), replace(context, emit=_in_rollouts(context)))
-        figures = {name: value for name, value in result.figures.items() if name != "loss"}  # around 0 at all times
-        context.metrics(**figures, **{_name(name): value for name, value in result.cost.items()})
+            result = run_training(recipe, self.params.training(), context)
+        figures = {name: value for name, value in result.figures.items() if name != recipe.loss_name}  # always around 0
+        context.metrics(**figures, **result.cost)
         trajectories, curves = [], []
         for found in Diary(context.scratch / "rollouts").all(self.params.num_sets):
-            trajectories += [one.rollout.trajectory for one in found]
+            trajectories += [row for one in found for row in one.rollout.rows]
             curves.append(curves_of(found, self.params))
         card = context.dataset(self.asked).card
         write_trajectories(context.output("rollouts"), trajectories, licence=card.licence, source=card.source)
-        details = {"parameters": self.params.identity(), "seed": context.seed, "curves": curves}
+        details = {**result.details(self.params, context.seed), "curves": curves}
         write_report(context.output("report"), "Reinforcement learning", figures, details)
-
-
-def _in_rollouts(context: Context) -> Any:
-    """`context.emit` for a loop that counts rollouts where others count tokens."""
-
-    def emit(event: dict[str, Any]) -> None:
-        match event:
-            case {"event": "progress", "unit": "tokens"}:
-                event = {**event, "unit": "rollouts"}
-            case {"event": "curve", "values": values}:
-                event = {**event, "values": {_name(name): value for name, value in values.items()}}
-            case {"event": "message", "text": str(text)} if text.startswith("training "):
-                event = {**event, "text": text.replace(" tokens on", " rollouts on").partition(", ")[0]}
-        context.emit(event)
-
-    return emit
-
-
-def _name(figure: str) -> str:
-    return {"tokens_per_second": "rollouts_per_second", "loss": "policy_loss"}.get(figure, figure)

@@ -40,8 +40,10 @@ class Rollout:
     """Log-probability under the policy that sampled it, nats; 0 for other tokens."""
     starts: list[int]
     """Where each turn begins: what stands before, in its conversation, is all that the policy knew then."""
-    begins: list[int] = field(default_factory=lambda: [0])
+    begins: list[int]
     """Where each conversation begins. Most rollouts are one; where there are several, none sees another."""
+    rows: list[Trajectory]
+    """The conversations, a trajectory each: what becomes of the rollout in a dataset."""
 
     @property
     def num_turns(self) -> int:
@@ -83,14 +85,19 @@ class EngineWriter:
         messages: list[Message | None] = [None] * len(episodes)
         for index, written in zip(asked, self.engine.write(requests) if requests else [], strict=True):
             self.written.setdefault(id(episodes[index]), []).append(written)
-            content = written.ids[:-1] if written.stopped else written.ids
-            messages[index] = Message("assistant", self.renderer.decode(content), tuple(content))
+            messages[index] = as_message(self.renderer, written)
         return messages
 
     def _request(self, episode: AnyEpisode, ids: list[int]) -> Request:
         key = id(episode)
         seed = derived_seed(self.seeds[key], len(self.written.get(key, ())))
         return Request(key, ids, seed, min(self.room.turn_tokens, self.room.window - len(ids)))
+
+
+def succeeds(environment: Environment, task: Task, rollout: Rollout) -> bool:
+    """Whether a rollout of `task` ended with an answer that is right."""
+    answer, reward = rollout.trajectory.answer, rollout.trajectory.reward
+    return answer is not None and not rollout.cut and environment.success(task, answer, reward)
 
 
 def roll_out(
@@ -127,9 +134,15 @@ def write_episodes(
     ]
 
 
+def as_message(renderer: Renderer, written: Written) -> Message:
+    """A turn as the assistant's message: without the token that ends it, and with the ids as sampled."""
+    content = written.ids[:-1] if written.stopped else written.ids
+    return Message("assistant", renderer.decode(content), tuple(content))
+
+
 def as_rollout(renderer: Renderer, episode: AnyEpisode, trajectory: Trajectory, written: Sequence[Written]) -> Rollout:
     """The tokens of an episode, conversation after conversation, whose turns were sampled as `written`."""
-    rollout = Rollout(trajectory, dict(episode.counts), [], [], [], [], [])
+    rollout = Rollout(trajectory, dict(episode.counts), [], [], [], [], [], episode.rows(trajectory))
     left = iter(written)
     for messages in episode.conversations:
         encoded = renderer.encode(messages)

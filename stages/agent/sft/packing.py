@@ -35,6 +35,12 @@ class Packed:
     labels: np.ndarray
     positions: np.ndarray
 
+    @property
+    def several(self) -> bool:
+        """Whether a token that is learnt from has another conversation before it in its row."""
+        begun = np.logical_or.accumulate(self.positions[:, 1:] == 0, axis=1)
+        return bool((begun & (self.labels[:, 1:] != IGNORED)).any())
+
     def save(self, directory: Path) -> None:
         """Write the rows for `load`."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from grafts.loader import load_model, save_model
 from stages.agent.sft.packing import Packed
-from stages.artifacts import Model
-from stages.evaluate.distance import evaluating
+from stages.artifacts import Dataset, Model
+from stages.evaluate.distance import distance, evaluating
+from stages.training.apart import require_apart
 from stages.training.cross_entropy import IGNORED, cross_entropy
 from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.windows import first_windows
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,18 @@ class Lora:
 
 @dataclass
 class FineTuning(Recipe):
-    """Train `model` on packed rows in `rows`; at the end measure it on those in `heldout`, if any."""
+    """Train `model` on packed rows in `rows`; at the end measure it on those in `validation`, if any.
+
+    Its distance to the model that it began as is measured on the first windows of `heldout`, if any.
+    """
 
     model: Model
     rows: Path
-    heldout: Path | None
+    validation: Path | None
+    heldout: Dataset | None
+    heldout_windows: int
+    cache: Path
+    """Where windows are decoded to."""
     template: str
     """The chat template that the rows were made with; it goes with the model."""
     lora: Lora | None
@@ -42,10 +51,14 @@ class FineTuning(Recipe):
     out: Path
     _worker: Worker | None = field(default=None, repr=False)
     _packed: Packed | None = field(default=None, repr=False)
+    _held: Tensor | None = field(default=None, repr=False)
+    """Held-out token ids [N, T]."""
 
     def prepare(self, worker: Worker) -> None:
-        """Map the rows."""
+        """Map the rows, and read the held-out windows."""
         self._worker, self._packed = worker, Packed.load(self.rows)
+        if self.heldout is not None:
+            self._held = first_windows(self.heldout, self.cache, self.heldout_windows)
 
     @property
     def worker(self) -> Worker:
@@ -60,8 +73,13 @@ class FineTuning(Recipe):
         return self._packed
 
     def build(self) -> nn.Module:
-        """The model, with fresh adapters where they are asked for."""
+        """The model, with fresh adapters where they are asked for.
+
+        Raises UserError where it would read on from one conversation of a row into the next.
+        """
         model = load_model(self.model.path, dtype=self.worker.dtype)
+        if self.packed.several:
+            require_apart(model, fix="set packing: false, which gives each conversation a row")
         return with_lora(model, self.lora) if self.lora else model
 
     @property
@@ -84,7 +102,7 @@ class FineTuning(Recipe):
         return Loss(cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten()))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and accuracy on the held-out rows."""
+        """Loss and accuracy on the rows for validation."""
         return self._measure(model)
 
     def finish(self, model: nn.Module) -> dict[str, float]:
@@ -93,13 +111,19 @@ class FineTuning(Recipe):
         assert isinstance(merged, PreTrainedModel), f"expected a PreTrainedModel, got {type(merged).__name__}"
         save_model(merged, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
         (self.out / "chat_template.jinja").write_text(self.template, encoding="utf-8")
-        return self._measure(merged)
+        return {**self._measure(merged), **self._distance(merged)}
+
+    def _distance(self, model: PreTrainedModel) -> dict[str, float]:
+        if self._held is None:
+            return {}
+        parent = load_model(self.model.path, dtype=self.worker.dtype).to(self.worker.device)
+        return distance(parent, model, self._held, batch_size=self.measure_batch).metrics()
 
     @torch.no_grad()
     def _measure(self, model: nn.Module) -> dict[str, float]:
-        if self.heldout is None:
+        if self.validation is None:
             return {}
-        packed, sums = Packed.load(self.heldout), torch.zeros(3, dtype=torch.float64)
+        packed, sums = Packed.load(self.validation), torch.zeros(3, dtype=torch.float64)
         with evaluating(model):
             for start in range(0, len(packed.ids), self.measure_batch):
                 indices = range(start, min(start + self.measure_batch, len(packed.ids)))
@@ -109,7 +133,7 @@ class FineTuning(Recipe):
                 right = (logits_BTV.argmax(-1) == labels_BT).sum()
                 sums += torch.tensor([float(loss), float(right), batch.num_targets], dtype=torch.float64)
         loss, right, num = sums.tolist()
-        return {"heldout_loss": loss / num, "heldout_accuracy": right / num}
+        return {"validation_loss": loss / num, "validation_accuracy": right / num}
 
 
 def as_batch(packed: Packed, indices: Sequence[int]) -> Batch:

@@ -13,8 +13,9 @@ from stages.agent.conversation.room import require_room
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import Context, Input, Output, Stage
+from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TrainingParameters
+from stages.training.settings import TRAINED, TrainingParameters
 
 if TYPE_CHECKING:
     from stages.agent.conversation.rendering import Renderer
@@ -39,29 +40,33 @@ class SftParameters(TrainingParameters):
     """Rank of adapters on all linear layers (arXiv 2106.09685), merged at the end; 0 trains every weight."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32
     """Adapters are scaled by `lora_alpha / lora_rank`."""
+    heldout_windows: Annotated[int, Field(ge=1)] = 128
+    """Windows of the input `heldout` that the distance to the parent is measured on."""
 
     def smoke(self) -> Self:
         """A few steps."""
-        return super().smoke().replaced(epochs=None, tokens=4096, batch_sequences=2)
+        return super().smoke().replaced(epochs=None, tokens=4096, batch_sequences=2, heldout_windows=4)
 
 
 class AgentSft(Stage):
     """Fine-tune on trajectories by cross-entropy of the assistant's tokens: its turns and the token that ends each.
 
-    What a token is, and whose, follows from the chat template's spans, never from searching text. With `heldout`, other
-    trajectories, the report tells loss and top-1 accuracy on their assistant's tokens.
+    What a token is, and whose, follows from the chat template's spans, never from searching text. With `validation`,
+    other trajectories, the report tells loss and top-1 accuracy on their assistant's tokens; with `heldout`, packed
+    text, the distance to the parent.
     """
 
     Params = SftParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
         "trajectories": Input(Dataset, schema="trajectories"),
-        "heldout": Input(Dataset, schema="trajectories", optional=True),
+        "validation": Input(Dataset, schema="trajectories", optional=True),
+        "heldout": Input(Dataset, schema="tokens", optional=True),
     }
     outputs: ClassVar[Mapping[str, Output]] = {"model": Output(Model), "report": Output(Report)}
     distributed = True
     isolated = True
-    metrics = ("loss", "heldout_*", "trajectories", "too_long", "target_share", "fill", "tokens_per_second", "peak_*")
+    metrics = (*TRAINED, "validation_*", "trajectories", "too_long", "target_share", "fill")
     paper = "2604.19859"
     params: SftParameters
 
@@ -72,7 +77,7 @@ class AgentSft(Stage):
             raise UserError("lora_rank needs peft, which is not installed", fix="pip install peft, or set lora_rank: 0")
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The model has a tokenizer, and its context holds a row."""
+        """The model has a tokenizer, that of the held-out text, and its context holds a row."""
         model: Model = inputs["model"]
         require_room(model, self.params.window)
         if self.params.packing and any(_has_states(graft) for graft in model.grafts):
@@ -80,6 +85,8 @@ class AgentSft(Stage):
                 "packing: true, and the model has linear heads: their states run on into the next conversation",
                 fix="set packing: false, which gives each conversation a row",
             )
+        if inputs.get("heldout") is not None:
+            check_data("model", model, "heldout", inputs["heldout"])
 
     def run(self, context: Context) -> None:
         """Encode, pack, train, save, measure, report."""
@@ -96,7 +103,10 @@ class AgentSft(Stage):
         recipe = FineTuning(
             model=model,
             rows=self._rows(context, "trajectories"),
-            heldout=self._pack_heldout(context, renderer),
+            validation=self._pack_validation(context, renderer),
+            heldout=context.inputs.get("heldout"),
+            heldout_windows=params.heldout_windows,
+            cache=context.scratch / "windows",
             template=renderer.template,
             lora=Lora(params.lora_rank, params.lora_alpha, context.seed) if params.lora_rank else None,
             measure_batch=params.micro_batch,
@@ -105,14 +115,14 @@ class AgentSft(Stage):
         result = run_training(recipe, settings, context)
         figures = {**result.figures, **counts}
         context.metrics(**figures, **result.cost)
-        details = {"parameters": params.identity(), "seed": context.seed}
+        details = result.details(params, context.seed)
         write_report(context.output("report"), "Fine-tuning on trajectories", figures, details)
 
-    def _pack_heldout(self, context: Context, renderer: Renderer) -> Path | None:
-        if context.inputs.get("heldout") is None:
+    def _pack_validation(self, context: Context, renderer: Renderer) -> Path | None:
+        if context.inputs.get("validation") is None:
             return None
-        self._pack(context, "heldout", renderer)
-        return self._rows(context, "heldout")
+        self._pack(context, "validation", renderer)
+        return self._rows(context, "validation")
 
     def _rows(self, context: Context, name: str) -> Path:
         return context.scratch / "rows" / name
@@ -124,9 +134,13 @@ class AgentSft(Stage):
         from stages.training.cross_entropy import IGNORED
 
         encoded = [renderer.encode(found.messages) for found in read_trajectories(context.dataset(name))]
+        if not encoded:
+            raise UserError(
+                f"{context.dataset(name).path} has no trajectories", where=name, fix="give some to learn from"
+            )
         fit = [Conversation(e.ids, e.loss_mask()) for e in encoded if len(e.ids) <= self.params.window]
         if not fit:
-            shortest = min((len(e.ids) for e in encoded), default=0)
+            shortest = min(len(e.ids) for e in encoded)
             raise UserError(
                 f"none of {len(encoded)} {name} fits window: {self.params.window}; the shortest has {shortest} tokens",
                 fix="widen window, or clean the trajectories of those that ramble",
@@ -134,6 +148,12 @@ class AgentSft(Stage):
         packed = pack(fit, self.params.window, renderer.pad_id, several=self.params.packing)
         packed.save(self._rows(context, name))
         targets, filled = int((packed.labels != IGNORED).sum()), sum(len(c.ids) for c in fit)
+        if not targets:
+            raise UserError(
+                f"in none of {len(fit)} {name} the assistant says anything",
+                where=name,
+                fix="give conversations with messages of the role assistant; `agent.clean` translates other names",
+            )
         too_long = len(encoded) - len(fit)
         if too_long:
             context.say(f"{too_long} of {len(encoded)} {name} exceed window: {self.params.window} and are left out")

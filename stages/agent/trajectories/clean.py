@@ -73,7 +73,11 @@ class AgentClean(Stage):
         found = read_trajectories(source)
         rows, ledger = clean(found, Rules(tools, params.tool_names, params.argument_names, params.resample))
         if not rows:
-            raise UserError(f"none of {len(found)} trajectories is clean: {_summary(ledger)}", fix="see the samples")
+            samples = "; ".join(f"{reason}, as {shown[0]!r}" for reason, shown in ledger.samples.items())
+            raise UserError(
+                f"none of {len(found)} trajectories is clean: {_summary(ledger)}; {samples or 'there are none'}",
+                fix="name what differs in `tool_names` and `argument_names`, or give other trajectories",
+            )
         card, kept = source.card, len(set(map(id, rows)))
         write_trajectories(context.output("trajectories"), rows, licence=card.licence, source=card.source)
         context.metrics(

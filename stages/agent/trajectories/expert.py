@@ -37,7 +37,7 @@ def script(task: Task, errors: Sequence[str], rng: random.Random) -> list[str]:
     if not task.solution:
         raise UserError(f"question {task.id} has no solution to play", fix="collect on questions of `agent.questions`")
     thoughts = task.thoughts or ("",) * (len(task.solution) + 1)
-    turns = [write_turn(thought, call) for thought, call in zip(thoughts, task.solution, strict=False)]
+    turns = [write_turn(thought, call) for thought, call in zip(thoughts[:-1], task.solution, strict=True)]
     place = rng.randrange(len(turns))
     for error in errors:
         match error:

@@ -8,7 +8,8 @@ import selectors
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Final
+from tempfile import TemporaryFile
+from typing import IO, Any, Final
 
 from stages.agent.environment.gym import server
 from stages.errors import StageError
@@ -27,6 +28,8 @@ class Gym:
     seconds: float = 20.0
     """For each reply."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False, compare=False)
+    _said: IO[bytes] | None = field(default=None, repr=False, compare=False)
+    """What the process says on standard error."""
 
     def make(self, task: str, settings: dict[str, Any], index: int) -> dict[str, Any]:
         """The entry `index` of a generator: `question`, `answer`, `metadata`. Raises StageError where it makes none."""
@@ -46,13 +49,20 @@ class Gym:
             self._process.kill()
             self._process.communicate()
             self._process = None
+        if self._said is not None:
+            self._said.close()
+            self._said = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "_process": None}
+        return {"seconds": self.seconds, "_process": None, "_said": None}
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        fresh = self._process is None
-        self._process = process = self._process or _start()
+        limit = self.seconds
+        if self._process is None:
+            limit = max(limit, START_SECONDS)
+            self._said = TemporaryFile()  # noqa: SIM115, closed with the process
+            self._process = _start(self._said)
+        process, late = self._process, False
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -60,25 +70,30 @@ class Gym:
             process.stdin.flush()
             with selectors.DefaultSelector() as waiting:
                 waiting.register(process.stdout, selectors.EVENT_READ)
-                line = process.stdout.readline() if waiting.select(self._limit(fresh)) else ""
+                late = not waiting.select(limit)
+                line = "" if late else process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if line:
             return json.loads(line)
-        ended = process.poll()
+        problem = f"no reply within {limit:g} s" if late else f"the process ended with {process.wait()}{self._words()}"
         self.close()
-        return {"problem": f"the process ended with {ended}" if ended is not None else "no reply in time"}
+        return {"problem": problem}
 
-    def _limit(self, fresh: bool) -> float:
-        return max(self.seconds, START_SECONDS) if fresh else self.seconds
+    def _words(self) -> str:
+        """The last line on standard error, after a colon; nothing where there is none."""
+        assert self._said is not None
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(said: IO[bytes]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-P", server.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=said,
         text=True,
         env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
     )
