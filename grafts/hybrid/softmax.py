@@ -68,8 +68,8 @@ class SoftmaxBranch(HeadBranch):
         return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
 
     def _padding(self, mask: Tensor | None) -> int:
-        """Columns of padding before the text of the row that begins last; of no use without sinks."""
-        return int(first_tokens(mask).max()) if self.sinks and mask is not None else 0
+        """Columns before the text of the row whose last text begins last; of no use without sinks."""
+        return int(first_tokens(mask[:, :, -1:]).max()) if self.sinks and mask is not None else 0
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
         kind = self.config._attn_implementation
@@ -93,8 +93,10 @@ class SoftmaxBranch(HeadBranch):
         self, attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None
     ) -> Tensor:
         outputs = []
-        for block in blocks(q.shape[2], keys, mask, self.window, self.sinks):
-            seen = window_mask(block.of(mask), block.num_queries, keys[block.keys], self.window, self.sinks)
+        starts = first_tokens(mask) if self.sinks and mask is not None else None
+        for block in blocks(q.shape[2], keys, starts, self.window, self.sinks):
+            own = starts[:, block.queries] if starts is not None else None
+            seen = window_mask(block.of(mask), block.num_queries, keys[block.keys], self.window, self.sinks, own)
             if self.config._attn_implementation == "eager" and seen is not None and seen.dtype == torch.bool:
                 seen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
             near = (q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys])
