@@ -17,6 +17,7 @@ from stages.errors import UserError
 from stages.stage import Context, Resources
 from stages.transfer.align import AlignParameters, TransferAlign
 from stages.transfer.convert import ConvertParams, TransferConvert
+from stages.transfer.distill import TransferDistill, TransferDistillParams
 from stages.transfer.mixers import load_mixers, relative_errors, teacher_calls
 from stages.upcycle.sparse import UpcycleSparse
 from tests.tiny import tiny_model, tokens_dataset
@@ -199,9 +200,17 @@ def test_the_held_out_loss_has_a_curve_while_aligning(inputs, student, tmp_path)
     assert losses[1] < losses[0]
 
 
-def test_a_student_without_hybrid_heads_is_refused(inputs, tmp_path):
-    with pytest.raises(UserError, match="has no hybrid heads to align"):
-        align(inputs, inputs["model"], tmp_path)
+@pytest.mark.parametrize("stage", [TransferAlign(AlignParameters()), TransferDistill(TransferDistillParams())])
+def test_what_is_no_pair_of_a_teacher_and_its_student_is_refused_before_compute(stage, inputs, student, tmp_path):
+    teacher, other = inputs["model"], Model(tiny_model(tmp_path / "other", hidden=32))
+    stage.check({**inputs, "teacher": teacher, "student": student})
+    for pair, message in (
+        ((teacher, teacher), "^student: the student, a llama, has no hybrid heads"),
+        ((other, student), "^student: the teacher has hidden_size 32, the student 64"),
+        ((student, student), r"^teacher: the teacher has grafts \(hybrid_heads\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stage.check({**inputs, "teacher": pair[0], "student": pair[1]})
 
 
 def test_a_converted_model_can_be_a_source_again(student, tmp_path):
