@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grafts.hybrid.cache import key_value_bytes
 from grafts.hybrid.heads import rows_of
 
 GATE_BIAS = 6.0
@@ -39,6 +40,10 @@ class Teacher:
     def heads_per_group(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_groups
+
+    def cache_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes that the layer keeps of one row of `num_tokens` tokens, in `dtype`."""
+        return key_value_bytes(self.num_groups, self.head_dim, dtype, num_tokens, self.window)
 
     @classmethod
     def of(cls, attention: nn.Module) -> Teacher:

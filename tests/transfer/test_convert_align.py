@@ -9,17 +9,19 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import grafts
-from grafts.hybrid.graft import mixers
+from grafts.hybrid.cache import cache_bytes
+from grafts.hybrid.graft import HybridHeads, mixers
 from grafts.loader import load_model, save_model, stored_dtype
 from stages.artifacts import Model, Report, write_report
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.stage import Context, Resources
 from stages.transfer.align import AlignParameters, TransferAlign
-from stages.transfer.convert import ConvertParams, TransferConvert
+from stages.transfer.convert import ConvertParams, TransferConvert, _sizes
 from stages.transfer.distill import TransferDistill, TransferDistillParams
 from stages.transfer.mixers import load_mixers, relative_errors, teacher_calls
 from stages.upcycle.sparse import UpcycleSparse
+from tests.grafts.families import FAMILIES, tiny, tokens
 from tests.tiny import tiny_model, tokens_dataset
 from tests.upcycle.families import curve
 from tests.upcycle.families import run as upcycle
@@ -94,14 +96,31 @@ def test_a_selection_says_which_heads_stay(inputs, tmp_path):
     ("params", "message"),
     [
         ({}, "neither of `full_heads`"),
-        ({"full_heads": ((0,),)}, "1 layers are selected, the model has 2"),
-        ({"full_heads": ((0,), (4,))}, "head 4 is selected"),
-        ({"full_heads": (None, None)}, "nothing to convert"),
+        ({"full_heads": ((0,),)}, "^full_heads: .* 1 layers are selected, the model has 2"),
+        ({"full_heads": ((0,), (4,))}, r"^full_heads: head 4 is selected(.|\n)*fix: give a list of heads from 0 to 3"),
+        ({"full_heads": (None, None)}, "^full_heads: .* nothing to convert"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_before_compute(inputs, tmp_path, params, message):
     with pytest.raises(UserError, match=message):
         convert(inputs, tmp_path, **params)
+
+
+def test_a_selection_of_another_model_is_refused_before_compute(inputs, tmp_path):
+    write_report(tmp_path / "selection", "Selected heads", {}, {"full_heads": [[1], [4]]})
+    stage, selection = TransferConvert(ConvertParams()), Report(tmp_path / "selection")
+    with pytest.raises(UserError, match=r"^selection: head 4 is selected(.|\n)*fix: select with scores of this very"):
+        stage.check({**inputs, "selection": selection})
+
+
+@pytest.mark.parametrize("others", ["gated_deltanet", "sliding_window"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ratio_of_the_caches_is_that_of_caches(family, others):
+    teacher = tiny(family, max_position_embeddings=24)
+    graft = HybridHeads(full_heads=(None, (0, 1), (2,)), others=others, window=5, sinks=2)
+    hybrid = grafts.apply(tiny(family, max_position_embeddings=24), [graft])
+    held = [cache_bytes(model(tokens(1, 24), use_cache=True).past_key_values) for model in (hybrid, teacher)]
+    assert _sizes(hybrid, graft)["cache_bytes_ratio"] == pytest.approx(held[0] / held[1])
 
 
 def test_heads_that_are_named_twice_and_rates_that_fall_are_refused_in_the_file():
