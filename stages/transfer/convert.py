@@ -171,7 +171,10 @@ class TransferConvert(Stage):
         try:
             return self._hybrid_heads(full_heads)
         except ValidationError as error:
-            reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
+            reasons = "; ".join(
+                f"{'.'.join(map(str, reason['loc']))}: {reason['msg'].removeprefix('Value error, ')}"
+                for reason in error.errors()
+            )
             raise UserError(reasons, where="selection", fix="make the selection again") from None
 
     def _hybrid_heads(self, full_heads: Sequence[Sequence[int] | None]) -> HybridHeads:

@@ -138,7 +138,7 @@ def test_a_base_without_known_heads_is_refused_before_compute(inputs, tmp_path):
 
 def test_what_the_graft_refuses_is_told_as_an_error_of_the_input(inputs, tmp_path):
     write_report(tmp_path / "selection", "Selected heads", {}, {"full_heads": [[1], [2, 2]]})
-    with pytest.raises(UserError, match=r"^selection: expected different heads, counted from 0, in each layer"):
+    with pytest.raises(UserError, match=r"^selection: full_heads: expected different heads, counted from 0, in each"):
         convert({**inputs, "selection": Report(tmp_path / "selection")}, tmp_path)
     shutil.copytree(inputs["model"].path, tmp_path / "both")
     model = load_model(inputs["model"].path, dtype=torch.float32)
