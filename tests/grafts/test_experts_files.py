@@ -84,6 +84,18 @@ def test_a_standard_class_is_saved_as_one_and_computes_the_same(family, split, t
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("family", STANDARD)
+def test_the_standard_class_weighs_the_balance_as_the_graft_does(family, split, tmp_path):
+    paths = sources(tmp_path, family, num_hidden_layers=1)  # of several layers, the standard loss pools the loads
+    graft = Experts(num_experts=3, split=split, balance_weight=0.5, z_weight=0)
+    build_mixture(paths, graft, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    asked = {"labels": tokens(), "output_router_logits": True}
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens(), **asked).loss, in_memory(paths, graft)(tokens(), **asked).loss)
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "fields"),
     [
