@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grafts.arithmetic import wide_dtype
+
 CHUNK_SIZE = 64
 
 
@@ -130,7 +132,7 @@ def _solve(lower: Tensor, right: Tensor) -> Tensor:
 
 def _start(q: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
     """The state to start from, in the dtype that the arithmetic is done in."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(q.dtype)
     if state is not None:
         return state.to(dtype)
     return torch.zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype, device=q.device)

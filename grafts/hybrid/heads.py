@@ -12,8 +12,12 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from grafts.arithmetic import widened
+
 BLOCK_QUERIES: Final = 256
 """Queries whose window is computed at once."""
+LENGTH_EPS: Final = 1e-6
+"""Added to a squared length before it divides, as Gated DeltaNet's kernels do."""
 
 
 def groups_of(heads: Sequence[int], heads_per_group: int) -> tuple[int, ...]:
@@ -53,15 +57,10 @@ def length_scale(positions: Tensor, offset: float) -> Tensor:
     return torch.log(positions.float() + offset) / torch.log(torch.tensor(offset))
 
 
-def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
+def unit_length(x: Tensor) -> Tensor:
     """`x` with length 1 along its last dimension, as Gated DeltaNet's kernels normalise queries and keys."""
     wide = widened(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def widened(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64: the precision of norms, gates and states."""
-    return x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + LENGTH_EPS)).to(x.dtype)
 
 
 def real_tokens(mask: Tensor | None, num_tokens: int) -> Tensor | None:

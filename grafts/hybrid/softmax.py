@@ -51,9 +51,9 @@ class SoftmaxBranch(HeadBranch):
         **kwargs: Any,
     ) -> Tensor:
         """Outputs [B, T, H, D]; `mask` is the layer's, `positions` [B or 1, T] the absolute ones."""
-        q = self.project(x_BTC, self.q_proj, self.q_norm).transpose(1, 2)
-        k = self.project(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
-        v = self.project(x_BTC, self.v_proj).transpose(1, 2)
+        q = self.teacher.heads(x_BTC, self.q_proj, self.q_norm).transpose(1, 2)
+        k = self.teacher.heads(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
+        v = self.teacher.heads(x_BTC, self.v_proj).transpose(1, 2)
         if self.settings.rope:
             q, k = apply_rotary_pos_emb(q, k, *rotary)
         if self.settings.length_scale is not None:
@@ -65,7 +65,7 @@ class SoftmaxBranch(HeadBranch):
         if self.readers is not None:
             k, v = k[:, self.readers], v[:, self.readers]
         output = self._attend(q, k, v, keys, mask, **kwargs)
-        return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
+        return output if self.gate_proj is None else output * torch.sigmoid(self.teacher.heads(x_BTC, self.gate_proj))
 
     def _padding(self, mask: Tensor | None) -> int:
         """Columns before the text of the row whose last text begins last; of no use without sinks."""
