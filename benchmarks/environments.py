@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ def default_cache() -> Path:
 
 def ensure_beside(cache: Path, package: str, version: str, more: Sequence[str] = ()) -> Path:
     """A directory for `PYTHONPATH` with `package==version` and `more`; what they need is taken from here."""
-    place = cache / f"{package}-{version}-alone"
+    place = _place(cache, package, version, more, "-alone")
     if not (place / "ready").exists():
         print(f"installing {package} {version} into {place} (once)", file=sys.stderr, flush=True)
         options = ["--no-deps", "--upgrade", "--target", str(place)]
@@ -27,7 +28,7 @@ def ensure_beside(cache: Path, package: str, version: str, more: Sequence[str] =
 
 def ensure(cache: Path, package: str, version: str, more: Sequence[str] = ()) -> Path:
     """The `bin` directory of an environment with `package==version` and `more`; made when it is not there yet."""
-    environment = cache / f"{package}-{version}"
+    environment = _place(cache, package, version, more)
     ready = environment / "ready"
     if not ready.exists():
         print(f"installing {package} {version} into {environment} (once)", file=sys.stderr, flush=True)
@@ -35,6 +36,12 @@ def ensure(cache: Path, package: str, version: str, more: Sequence[str] = ()) ->
         _install([str(environment / "bin/pip")], [f"{package}=={version}", *more])
         ready.touch()
     return environment / "bin"
+
+
+def _place(cache: Path, package: str, version: str, more: Sequence[str], ending: str = "") -> Path:
+    """Another one for each `more`, so that what is kept is what is asked for."""
+    digest = f"-{hashlib.sha256(' '.join(more).encode()).hexdigest()[:8]}" if more else ""
+    return cache / f"{package}-{version}{digest}{ending}"
 
 
 def _install(pip: list[str], what: list[str]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
-
-import torch
 
 from benchmarks.findings import CPU_SECONDS, SECONDS, Measure
 
@@ -38,15 +36,21 @@ class Turns(tuple[Turn, ...]):
 def take_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Turns]:
     """The turns of each contender, each in the opposite order of the one before, after one that does not count."""
     found: dict[str, list[Turn]] = {name: [] for name in contenders}
-    for number in range(-1, repetitions):
-        for name in list(contenders)[:: 1 if number % 2 else -1]:
-            turn = _time(contenders[name])
-            if number >= 0:
-                found[name].append(turn)
-    return {name: Turns(turns) for name, turns in found.items()}
+    for _, name in in_turns(contenders, 1 + repetitions):
+        found[name].append(_time(contenders[name]))
+    return {name: Turns(turns[1:]) for name, turns in found.items()}
+
+
+def in_turns(contenders: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Each contender once a round, in the opposite order of the round before, with the round's number from 1."""
+    names = list(contenders)
+    for number in range(rounds):
+        yield from ((number + 1, name) for name in names[:: -1 if number % 2 else 1])
 
 
 def _time(run: Callable[[], object]) -> Turn:
+    import torch  # not where this module is: those who time processes are to stay small
+
     start, cpu_start = time.perf_counter(), time.process_time()
     run()
     if torch.cuda.is_available():

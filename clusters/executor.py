@@ -35,6 +35,11 @@ class Emit(Protocol):
 Work = Callable[[Any, Emit], Any]
 
 
+def units(amount: float) -> int:
+    """`amount` of a resource in ten-thousandths, in which Ray counts: they divide without rounding."""
+    return round(amount * 10_000)
+
+
 @dataclass(frozen=True)
 class Request:
     """What one piece of work asks for, for each of its workers."""
@@ -47,10 +52,10 @@ class Request:
     """Whether the process that did the work ends with it."""
     timeout_seconds: float | None = None
 
-    def shape(self) -> dict[str, float]:
-        """What one worker takes, by Ray's names; what it takes none of is left out."""
-        wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory_bytes)}
-        return {name: amount for name, amount in wanted.items() if amount}
+    def shape(self) -> dict[str, int]:
+        """What one worker takes in `units`, by Ray's names; what it takes none of is left out."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
+        return {name: units(amount) for name, amount in wanted.items() if units(amount)}
 
 
 class Share(NamedTuple):
@@ -62,8 +67,8 @@ class Share(NamedTuple):
 
     def num_workers(self, request: Request) -> int:
         """How many workers of `request` it holds; no more than are asked for."""
-        pairs = zip(self, (request.cpus, request.gpus, request.memory_bytes), strict=True)
-        return min([request.workers, *(int(there // amount) for there, amount in pairs if amount)])
+        there, asked = (map(units, share) for share in (self, (request.cpus, request.gpus, request.memory_bytes)))
+        return min([request.workers, *(has // wants for has, wants in zip(there, asked, strict=True) if wants)])
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Job:
     metadata: Mapping[str, str] = field(default_factory=dict)
     package: str = ""
     """Where the cluster has its code."""
+    handover: str = ""
+    """Where its secrets wait, or did."""
 
     @property
     def ended(self) -> bool:
@@ -87,23 +89,36 @@ class Jobs:
     def submit(self, order: Order) -> None:
         """Start a job. A second submission under one name is no second job."""
         environment = {"working_dir": str(order.package), "env_vars": dict(order.variables)}
-        name, metadata = order.name, dict(order.metadata)
         with self._told():
-            if order.secrets:
-                environment["env_vars"][handover.VARIABLE] = self._leave(handover.packed(order.secrets))
-            until = time.monotonic() + START_SECONDS
-            while True:
-                try:
-                    self.client.submit_job(
-                        entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
-                    )
+            if not order.secrets:
+                self._start(order, environment)
+                return
+            environment["env_vars"][handover.VARIABLE] = place = handover.new_place()
+            self._leave(place, handover.packed(order.secrets))
+            try:
+                self._start(order, environment)
+            finally:
+                job = self._find(order.name)
+                if job is None or job.handover != place:
+                    self._leave(place, handover.GONE)
+
+    def _start(self, order: Order, environment: dict[str, Any]) -> None:
+        name, until = order.name, time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.client.submit_job(
+                    entrypoint=order.command,
+                    submission_id=name,
+                    runtime_env=environment,
+                    metadata=dict(order.metadata),
+                )
+                return
+            except RuntimeError as error:
+                if self._find(name) is not None:
                     return
-                except RuntimeError as error:
-                    if self._find(name) is not None:
-                        return
-                    if time.monotonic() > until or NOT_YET not in str(error):
-                        raise
-                time.sleep(1.0)
+                if time.monotonic() > until or NOT_YET not in str(error):
+                    raise
+            time.sleep(1.0)
 
     def find(self, name: str) -> Job | None:
         """The job called `name`, or None."""
@@ -121,23 +136,26 @@ class Jobs:
             return self.client.get_job_logs(name)
 
     def stop(self, name: str) -> None:
-        """Send SIGTERM to the job's processes."""
+        """Send SIGTERM to the job's processes; one that has none yet gets none, and no variables."""
         with self._told():
+            job = self._find(name)
             self.client.stop_job(name)
+            if job is not None and job.status == "PENDING" and job.handover:
+                self._leave(job.handover, handover.GONE)
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """What Ray's node process says of each living node."""
         with self._told():
             answer = self.client._do_request("GET", "/nodes?view=summary")  # Ray has no public way
+            answer.raise_for_status()
             summary = answer.json()["data"]["summary"]
         return [node["raylet"] for node in summary if node["raylet"].get("state", "ALIVE") == "ALIVE"]
 
-    def _leave(self, data: bytes) -> str:
-        """Leave `data` in the memory of the head; returns where."""
-        place = handover.new_place()
+    def _leave(self, place: str, data: bytes) -> None:
+        """Leave `data` in the memory of the head under the name `place`, over what is there."""
         answer = self.client._do_request("PUT", f"/api/packages/gcs/{place}", data=data)  # only packages have a method
-        answer.raise_for_status()
-        return place
+        if not answer.ok:  # the text of the answer may begin with the data
+            raise RuntimeError(f"{answer.status_code} {answer.reason} for the variables to hand on")
 
     def _find(self, name: str) -> Job | None:
         answer = self.client._do_request("GET", f"/api/jobs/{name}")  # 404 told from failures
@@ -154,12 +172,15 @@ class Jobs:
         except ray.exceptions.AuthenticationError as error:
             reason = str(error).strip().splitlines()[0]
             raise JobError(f"{self.dashboard} does not let us in: {reason}", TOKEN_FIX) from None
+        except requests.exceptions.HTTPError as error:
+            answer = f"{error.response.status_code} {error.response.reason}: {_last_line(error.response.text)}"
+            raise JobError(f"{self.dashboard} answers {answer}", "see Ray's log on its head, or the proxy's") from None
         except (ConnectionError, requests.exceptions.RequestException):
             fix = "start the cluster, forward its port (docs/clusters.md), or set `dashboard` in the cluster profile"
             raise JobError(f"no Ray dashboard answers at {self.dashboard}", fix) from None
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[-1][:500]
-            raise JobError(f"the cluster at {self.dashboard} refuses: {reason}", "see Ray's log on its head") from None
+            told = f"the cluster at {self.dashboard} refuses: {_last_line(str(error))}"
+            raise JobError(told, "see Ray's log on its head") from None
 
 
 def capacity(nodes: list[Mapping[str, Any]], profile: Profile) -> Capacity:
@@ -176,13 +197,20 @@ def elsewhere(nodes: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _job(details: Any) -> Job:
+    environment = details.runtime_env or {}
     return Job(
         details.submission_id,
         str(getattr(details.status, "value", details.status)),
         details.message or "",
         details.metadata or {},
-        (details.runtime_env or {}).get("working_dir", ""),
+        environment.get("working_dir", ""),
+        environment.get("env_vars", {}).get(handover.VARIABLE, ""),
     )
+
+
+def _last_line(text: str) -> str:
+    """The last line of a traceback, say; cut short."""
+    return (text.strip().splitlines() or [""])[-1][:500]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 OWN_PACKAGES: Final = ("clusters", "grafts", "pipelines", "stages")
 LIMIT_BYTES: Final = 100 << 20
-"""Ray keeps packages in the memory of the head and takes none that is larger."""
+"""Our own limit: Ray keeps packages in the memory of its head, and would take larger ones."""
 NUM_NAMED: Final = 8
 EXCLUDED: Final = frozenset(
     {".git", ".regraft", ".venv", "venv", "__pycache__", ".ruff_cache", ".pytest_cache", ".mypy_cache", ".hypothesis"}

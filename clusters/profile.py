@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import reprlib
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from clusters.executor import Capacity
 SHIPPED: Final = Path(__file__).parent
 MOST_PROBLEMS: Final = 20
 MOST_CHARACTERS: Final = 300
+ADDRESS: Final = r"^(local|auto|ray://.+|(\[[\da-fA-F:.]+\]|[\w.\-]+):\d+)$"
 
 
 class ProfileError(ValueError):
@@ -40,7 +42,7 @@ class Profile(BaseModel):
 
     description: str = ""
     """What this cluster is, for people."""
-    address: Annotated[str, Field(pattern=r"^(local|auto|ray://.+|[\w.\-]+:\d+)$")] = "local"
+    address: Annotated[str, Field(pattern=ADDRESS)] = "local"
     """`local` starts Ray on this machine for the run; `auto` joins the one already here; else `ray://HOST:PORT`."""
     dashboard: Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")] = "http://127.0.0.1:8265"
     """Where `regraft submit` reaches the cluster: the address of Ray's dashboard, which takes the jobs."""
@@ -93,7 +95,14 @@ def load_profile(name: str) -> Profile:
         raise ProfileError(f"{file}: cannot be read: {error}") from None
     profile = _parse(file, text)
     address = os.environ.get("RAY_ADDRESS")
-    return profile.model_copy(update={"address": address}) if address and profile.address == "local" else profile
+    if not address or profile.address != "local":
+        return profile
+    if not re.fullmatch(ADDRESS, address):
+        raise ProfileError(
+            f"the variable RAY_ADDRESS is {_shown(address)}, expected auto, local, HOST:PORT or ray://HOST:PORT; "
+            "set it to one of these, or unset it"
+        )
+    return profile.model_copy(update={"address": address})
 
 
 def shipped() -> list[str]:

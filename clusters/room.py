@@ -27,8 +27,8 @@ class Situation:
 
     nodes: Sequence[Share]
     free: Sequence[Share]
-    tasks: Sequence[Mapping[str, float]] = ()
-    """What each kind of task that waits asks for, by Ray's names; of any run."""
+    tasks: Sequence[Mapping[str, int]] = ()
+    """What each kind of task that waits asks for, as `Request.shape`; of any run."""
     groups: Sequence[int] = ()
     """How many workers each group of this run that waits has."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from clusters.executor import Capacity, Share
+from clusters.executor import Capacity, Share, units
 from clusters.room import Situation
 
 
@@ -28,7 +28,8 @@ def situation() -> Situation:
         return Situation((), ())  # the tables are out of reach
     nodes, free = _nodes(), ray._private.state.available_resources_per_node()
     load = _load()
-    tasks = [dict(demand.shape) for demand in load.resource_load_by_shape.resource_demands]
+    demands = [demand.shape for demand in load.resource_load_by_shape.resource_demands]
+    tasks = [{name: units(amount) for name, amount in shape.items()} for shape in demands]
     return Situation(list(nodes.values()), [_share(free.get(name, {})) for name in nodes], tasks, list(_groups(load)))
 
 

@@ -5,6 +5,7 @@ An open connection ends when the process at its other end does; that is an event
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -26,7 +27,8 @@ class Watch:
         """Stop watching."""
         self.over.set()
         if self.connection is not None:
-            self.connection.close()
+            with contextlib.suppress(OSError):  # the other end may be gone
+                self.connection.shutdown(socket.SHUT_RDWR)  # closing alone wakes no `recv` on Linux
 
     def _watch(self) -> None:
         while not self.over.is_set():
@@ -35,7 +37,7 @@ class Watch:
                 with socket.create_connection(self.place, CONNECT_SECONDS) as self.connection:
                     self.connection.settimeout(None)
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    while self.connection.recv(4096):
+                    while not self.over.is_set() and self.connection.recv(4096):
                         pass
             except ConnectionRefusedError:
                 break

@@ -37,6 +37,16 @@ def computing_dtype(stored: torch.dtype, device: str = "cpu") -> torch.dtype:
     return stored if computes_in(stored, device) else torch.float32
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 where that is given: the precision of norms, gates, states and sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in its `wide_dtype`."""
+    return x.to(wide_dtype(x.dtype))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32`, as configs and reports have it."""
     return str(dtype).removeprefix("torch.")

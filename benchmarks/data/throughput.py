@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from benchmarks.data.peers import DATATROVE, python
 from benchmarks.findings import CPU_SECONDS, PEAK_MIB, Findings, Measure
 from benchmarks.sources import PASSAGES, source_model
+from benchmarks.turns import in_turns
 from stages.artifacts import Dataset, DatasetCard
 from stages.data.shards import TEXT
 from stages.source.dataset import SourceDataset, SourceDatasetParams
@@ -31,10 +32,9 @@ def compare(options: argparse.Namespace) -> Findings:
         work = Path(directory)
         task = _task(work, options, options.documents)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-        for number in range(options.repetitions):
-            for name in CONTENDERS[:: 1 if number % 2 else -1]:
-                found[name].append(_measure(name, task, work, options))
-                print(f"{number + 1}/{options.repetitions} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+        for number, name in in_turns(CONTENDERS, options.repetitions):
+            found[name].append(_measure(name, task, work, options))
+            print(f"{number}/{options.repetitions} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     findings = Findings(
         f"{task['documents']:,} documents, {task['characters']:,} characters; turns: {options.repetitions}",
         {**_versions(), "datatrove": DATATROVE},

@@ -1,1 +1,1 @@
-"""Hybrid heads: the delta rule against that of transformers, and hybrids as the context grows."""
+"""Hybrid heads: the delta rule against that of transformers, hybrids as the context grows, what kept heads recall."""

@@ -5,7 +5,7 @@
     python -m benchmarks.hybrid recall  [--window 64] [--sinks 4] [--lengths 256 512 1024] [--probes 5]
 
 `rule` gives both the same tensors (tokens × heads × head width) and prints the largest difference of their outputs.
-`context` takes a model (without `--model`, a random Llama of 22 million parameters) and hybrids of it that keep one
+`context` takes a model (without `--model`, a random Llama of 23.1 million parameters) and hybrids of it that keep one
 head in 4, and one in 8, spread evenly, or with `--by group` whole key-value groups. It measures reading a context,
 writing tokens after it, and the bytes of the cache. Contenders take turns in one process, in opposite orders; each runs
 once to warm up. On a machine that others use too, trust the ratios, and CPU seconds, with `OMP_NUM_THREADS=1`.

@@ -24,7 +24,7 @@ CACHE = Measure("cache MiB", "less")
 def measure(options: argparse.Namespace) -> Findings:
     """A row for each context length and model."""
     models = _models(options)
-    name = options.model.name if options.model else "Random Llama of 22 million parameters"
+    name = options.model.name if options.model else "Random Llama of 23.1 million parameters"
     findings = Findings(
         f"{name}, {options.dtype}, {options.device}, threads: {torch.get_num_threads()}, whole {options.by}s kept; "
         f"turns: {options.repetitions}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.findings import Findings, Measure
-from benchmarks.hybrid.windows import HeadWindows
+from grafts import apply
+from grafts.hybrid.graft import HybridHeads
+from grafts.hybrid.heads import groups_of
+from grafts.hybrid.settings import Softmax
 from grafts.loader import load_model
 from pipelines.cli.session import RunOptions, run_pipeline
 from pipelines.spec.load import load
@@ -63,10 +67,9 @@ class _Scale:
 
     def __init__(self, options: argparse.Namespace, source: Model, heldout: Dataset, text: Dataset) -> None:
         self.teacher = load_model(source.path, dtype=torch.float32)
-        self.child: PreTrainedModel = load_model(source.path, dtype=torch.float32)
-        self.heads = HeadWindows(self.child, options.window, options.sinks)
-        self.readers = self.child.config.num_attention_heads // self.child.config.num_key_value_heads
-        self.everything: Kept = (None,) * self.child.config.num_hidden_layers
+        self.window, self.sinks = options.window, options.sinks
+        self.readers = self.teacher.config.num_attention_heads // self.teacher.config.num_key_value_heads
+        self.everything: Kept = (None,) * self.teacher.config.num_hidden_layers
         self.windows = TokenWindows(heldout, Path(options.store) / "scratch").tensor(options.windows)
         self.probes = list(_probes(options, Pieces(source), text))
         self._known: dict[Kept, dict[Measure, float]] = {}
@@ -74,17 +77,30 @@ class _Scale:
     def weigh(self, kept: Kept) -> dict[Measure, float]:
         """The figures of the model that keeps `kept`."""
         if kept not in self._known:
-            self.heads.kept = dict(enumerate(kept))
-            self._known[kept] = {KL: distance(self.teacher, self.child, self.windows).kl, **self._recall()}
-            self._known[kept][GROUPS] = sum(
-                self.child.config.num_key_value_heads if layer is None else len({h // self.readers for h in layer})
-                for layer in kept
-            )
+            child = self._windowed(kept)
+            figures = {KL: distance(self.teacher, child, self.windows).kl, **self._recall(child)}
+            self._known[kept] = figures | {GROUPS: self._groups(kept)}
         return self._known[kept]
 
-    def _recall(self) -> dict[Measure, float]:
-        with evaluating(self.child):
-            found = [one for probe in self.probes for one in recall(Predictor(self.child), [probe])]
+    def _windowed(self, kept: Kept) -> PreTrainedModel:
+        """Heads that are not kept see a window and the first tokens; nothing else about them changes."""
+        graft = HybridHeads(
+            full_heads=kept,
+            others="sliding_window",
+            window=self.window,
+            sinks=self.sinks,
+            softmax=Softmax.teacher(),
+            normalise=False,
+        )
+        return apply(copy.deepcopy(self.teacher), [graft])
+
+    def _groups(self, kept: Kept) -> int:
+        every = self.teacher.config.num_key_value_heads
+        return sum(every if layer is None else len(groups_of(layer, self.readers)) for layer in kept)
+
+    def _recall(self, child: PreTrainedModel) -> dict[Measure, float]:
+        with evaluating(child):
+            found = [one for probe in self.probes for one in recall(Predictor(child), [probe])]
         hits = [all(one.hits) for one in found]
         return {FOUND: sum(hits) / len(hits), NATS: sum(one.nats for one in found) / len(found)}
 

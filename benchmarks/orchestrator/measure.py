@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.turns import in_turns
 from stages.memory import peak_memory_bytes, peak_memory_of
 
 LONGEST_SECONDS = 1800.0
@@ -84,8 +85,7 @@ def start(command: Sequence[str], directory: Path, environment: Mapping[str, str
 def turns(times: int, contenders: Mapping[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
     """Each contender in turns, in opposite orders, at least once; not again once its own took `ENOUGH_SECONDS`."""
     found: dict[str, list[Cost]] = {name: [] for name in contenders}
-    for number in range(times):
-        for name in list(contenders)[:: -1 if number % 2 else 1]:
-            if sum(cost.wall_seconds for cost in found[name]) < ENOUGH_SECONDS:
-                found[name].append(contenders[name]())
+    for _, name in in_turns(contenders, times):
+        if sum(cost.wall_seconds for cost in found[name]) < ENOUGH_SECONDS:
+            found[name].append(contenders[name]())
     return found

@@ -15,10 +15,11 @@ from benchmarks.orchestrator.tools import Regraft
 
 FEW = 2
 """Stages of the run whose cost is that of any run."""
+REPEATS = 3
 WALL = Measure("wall ms", "less")
 
 
-def measure_ray(findings: Findings, place: Path, count: int, repeats: int = 3) -> None:
+def measure_ray(findings: Findings, place: Path, count: int) -> None:
     """Wall milliseconds of each further stage of a chain, and of a bare task before and after."""
     from clusters.environment import prepare
     from clusters.profile import Profile
@@ -38,8 +39,8 @@ def measure_ray(findings: Findings, place: Path, count: int, repeats: int = 3) -
 
     before = floor()
     run_here(place, FEW)  # workers have imported what they need
-    few = [timed(lambda: run_here(place, FEW)) * 1000 for _ in range(repeats)]
-    many = [timed(lambda: run_here(place, count)) * 1000 for _ in range(repeats)]
+    few = [timed(lambda: run_here(place, FEW)) * 1000 for _ in range(REPEATS)]
+    many = [timed(lambda: run_here(place, count)) * 1000 for _ in range(REPEATS)]
     after = floor()
     keeper.close()
     stages = [(ms - statistics.median(few)) / (count - FEW) for ms in many]

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.environments import ensure_beside
 from benchmarks.findings import CPU_SECONDS, PEAK_MIB, SECONDS, Findings, Measure
+from benchmarks.turns import in_turns
 from grafts.loader import load_model, save_model
 
 MERGEKIT: Final = "0.1.5"
@@ -40,10 +41,9 @@ def measure(options: argparse.Namespace) -> Findings:
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         task = _task(work, options)
-        for number in range(options.repetitions):
-            for name in list(turns)[:: 1 if number % 2 else -1]:
-                turns[name].append(_run(name, task, place))
-                print(f"{number + 1}/{options.repetitions} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
+        for number, name in in_turns(turns, options.repetitions):
+            turns[name].append(_run(name, task, place))
+            print(f"{number}/{options.repetitions} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
         size = sum(file.stat().st_size for file in (work / OURS).glob("*.safetensors"))
         unlike = different(work / OURS, work / THEIRS)
     what = f"into {options.experts} experts, {size / 1e6:,.0f} MB"

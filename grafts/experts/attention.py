@@ -73,9 +73,9 @@ class MixtureOfAttention(nn.Module):
         self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> Tensor:
         """What the heads of each expert read, [B, T, N, H·D]."""
-        k = self._heads(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
-        v = self._heads(x_BTC, self.v_proj).transpose(1, 2)
-        q = self._by_group(self._heads(x_BTC, self.q_proj, self.q_norm)).transpose(1, 2)
+        k = self.teacher.heads(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
+        v = self.teacher.heads(x_BTC, self.v_proj).transpose(1, 2)
+        q = self._by_group(self.teacher.heads(x_BTC, self.q_proj, self.q_norm)).transpose(1, 2)
         q, k = apply_rotary_pos_emb(q, k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
@@ -84,10 +84,6 @@ class MixtureOfAttention(nn.Module):
         dropout, window = self.teacher.dropout if self.training else 0.0, self.teacher.window
         output, _ = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, sliding_window=window, **kwargs)
         return self._by_expert(output)
-
-    def _heads(self, x_BTC: Tensor, projection: nn.Linear, norm: nn.Module | None = None) -> Tensor:
-        heads = projection(x_BTC).unflatten(-1, (-1, self.head_dim))
-        return heads if norm is None else norm(heads)
 
     def _by_group(self, q_BTQD: Tensor) -> Tensor:
         """Queries in the order of the keys they read: with shared keys, those of all experts to a key together."""
@@ -107,9 +103,9 @@ def naive_mixture(layer: MixtureOfAttention, x_BTC: Tensor, rotary: tuple[Tensor
     """Reference for causal attention without cache or window: one expert and one head at a time, written out."""
     num_heads, num_groups, width = layer.teacher.num_heads, layer.teacher.num_groups, layer.head_dim
     gates_BTN, total = layer.router(x_BTC).softmax(-1).to(x_BTC.dtype), torch.zeros_like(x_BTC)
-    q = layer._heads(x_BTC, layer.q_proj, layer.q_norm).transpose(1, 2)
-    k = layer._heads(x_BTC, layer.k_proj, layer.k_norm).transpose(1, 2)
-    v = layer._heads(x_BTC, layer.v_proj).transpose(1, 2)
+    q = layer.teacher.heads(x_BTC, layer.q_proj, layer.q_norm).transpose(1, 2)
+    k = layer.teacher.heads(x_BTC, layer.k_proj, layer.k_norm).transpose(1, 2)
+    v = layer.teacher.heads(x_BTC, layer.v_proj).transpose(1, 2)
     q, k = apply_rotary_pos_emb(q, k, *rotary)
     hidden = torch.ones(x_BTC.shape[1], x_BTC.shape[1], dtype=torch.bool, device=x_BTC.device).triu(1)
     for expert in range(layer.num_experts):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from grafts.arithmetic import wide_dtype, widened
 
 
 def router_logits(x: Tensor, weight_NC: Tensor) -> Tensor:
     """Logits [..., N] of tokens `x` [..., C], computed in float32 whatever the types are (arXiv 2101.03961)."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return functional.linear(x.to(wide), weight_NC.to(wide))
+    return functional.linear(widened(x), weight_NC.to(wide_dtype(x.dtype)))
 
 
 def top_gates(logits_PN: Tensor, top_k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,13 @@ def standard_config(base: PretrainedConfig, earlier: Sequence[Graft], graft: Exp
     return _mixtral(base, graft) if base.model_type in ("llama", "mistral") and graft.renormalise else None
 
 
+def standard_coefficient(balance_weight: float, top_k: int) -> float:
+    """`router_aux_loss_coef` that weighs as `balance_weight` does: the standard load-balance loss of even loads is
+    `top_k`, the experts of a token, where ours is 1.
+    """
+    return balance_weight / top_k
+
+
 def standard_name(config: PretrainedConfig, name: str) -> str:
     """The name, in a checkpoint of the standard class of `config`, of the mixture's tensor `name`."""
     if config.model_type != "mixtral":
@@ -68,7 +75,7 @@ def _mixtral(base: PretrainedConfig, graft: Experts) -> PretrainedConfig | None:
         sliding_window=getattr(base, "sliding_window", None),
         num_local_experts=graft.num_experts * graft.split,
         num_experts_per_tok=graft.top_k * graft.split,
-        router_aux_loss_coef=graft.balance_weight,
+        router_aux_loss_coef=standard_coefficient(graft.balance_weight, graft.top_k * graft.split),
     )
 
 
@@ -84,7 +91,7 @@ def _qwen3_moe(base: PretrainedConfig, graft: Experts) -> PretrainedConfig | Non
         num_experts=graft.num_experts * graft.split,
         num_experts_per_tok=graft.top_k * graft.split,
         norm_topk_prob=graft.renormalise,
-        router_aux_loss_coef=graft.balance_weight,
+        router_aux_loss_coef=standard_coefficient(graft.balance_weight, graft.top_k * graft.split),
     )
 
 

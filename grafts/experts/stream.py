@@ -6,7 +6,7 @@ averaged, whatever the number of experts. The bytes are those of `apply` and `sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -55,14 +55,19 @@ def build_mixture(
     """Write `graft` on the model directories `sources`, the seed first, into `out`, with the seed's tokenizer.
 
     It is saved as a standard class where it is one. Tensors are stored in the seed's type. ValueError, before any
-    weight is read, when the configs differ or the graft does not fit them; and when a source lacks a tensor.
+    weight is read, when the configs differ, the graft does not fit them, or the tensors of a source are not those that
+    its config tells.
     """
     graft.check_sources(len(sources))
     base, earlier = _one_config(sources)
     config = GraftedConfig(base, (*earlier, graft))
     standard = standard_config(base, earlier, graft)
     shapes = _shapes(config)
-    maker = Maker(graft, len(sources), Directories([Checkpoint(source) for source in sources]))
+    checkpoints = [Checkpoint(source) for source in sources]
+    dense = _shapes(GraftedConfig(base, earlier))
+    for checkpoint in checkpoints:
+        checkpoint.require(dense)
+    maker = Maker(graft, len(sources), Directories(checkpoints))
     dtype = _dtype(base)
     entries = [
         Entry(
@@ -98,21 +103,31 @@ class Checkpoint:
 
     path: Path
     _place: dict[str, str] = field(default_factory=dict)
+    _shapes: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for file in sorted(self.path.glob("*.safetensors")):
             with safe_open(file, framework="pt") as opened:
                 self._place.update(dict.fromkeys(opened.keys(), file.name))
+                self._shapes.update({name: opened.get_slice(name).get_shape() for name in opened.keys()})  # noqa: SIM118
         if not self._place:
             raise ValueError(f"{self.path} has no *.safetensors weights; pickled weights are never read")
 
+    def require(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """ValueError unless the directory has these tensors in these shapes; it may have more."""
+        for name, shape in shapes.items():
+            if name not in self._place:
+                raise ValueError(f"the weights in {self.path} lack {name}: load the model and save it again first")
+            if self._shapes[name] != list(shape):
+                raise ValueError(
+                    f"the weights in {self.path} have {name} of shape {self._shapes[name]}, its config.json says "
+                    f"{list(shape)}: the two are not of one model, save it again first"
+                )
+
     def rows(self, name: str, start: int, stop: int | None) -> Tensor:
-        """Rows of the tensor `name`; ValueError when the directory has no such tensor."""
-        if name not in self._place:
-            raise ValueError(f"the weights in {self.path} lack {name}: load the model and save it again first")
+        """Rows of the tensor `name`."""
         with safe_open(self.path / self._place[name], framework="pt") as opened:
-            part = opened.get_slice(name)
-            return part[start:stop] if part.get_shape() else opened.get_tensor(name)
+            return opened.get_slice(name)[start:stop] if self._shapes[name] else opened.get_tensor(name)
 
 
 @dataclass(frozen=True)
@@ -167,12 +182,3 @@ def _dtype(base: PretrainedConfig) -> torch.dtype:
 def _active(name: str, count: int, graft: Experts) -> float:
     """Parameters of the tensor `name` that a token goes through."""
     return count * graft.top_k // graft.num_experts if ".mlp.experts." in name else count
-
-
-def num_parameters(source: Path) -> int:
-    """Parameters of the model in the directory `source`, tied ones once, counted from the headers of its files."""
-    count = 0
-    for file in source.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            count += sum(torch.Size(opened.get_slice(name).get_shape()).numel() for name in opened.keys())  # noqa: SIM118
-    return count

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grafts.hybrid.cache import key_value_bytes
 from grafts.hybrid.heads import rows_of
 
 GATE_BIAS = 6.0
@@ -39,6 +40,15 @@ class Teacher:
     def heads_per_group(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_groups
+
+    def heads(self, x_BTC: Tensor, projection: nn.Linear, norm: nn.Module | None = None) -> Tensor:
+        """The heads [B, T, n, D] that `projection` makes of `x_BTC`, normalised."""
+        heads = projection(x_BTC).unflatten(-1, (-1, self.head_dim))
+        return heads if norm is None else norm(heads)
+
+    def cache_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes that the layer keeps of one row of `num_tokens` tokens, in `dtype`."""
+        return key_value_bytes(self.num_groups, self.head_dim, dtype, num_tokens, self.window)
 
     @classmethod
     def of(cls, attention: nn.Module) -> Teacher:
@@ -81,11 +91,6 @@ class HeadBranch(nn.Module):
             own, theirs = getattr(self, name), getattr(attention, name)
             for own_tensor, their_tensor in zip(own.parameters(), theirs.parameters(), strict=True):
                 own_tensor.copy_(rows_of(their_tensor, heads, self.teacher.head_dim))
-
-    def project(self, x_BTC: Tensor, projection: nn.Linear, norm: nn.Module | None = None) -> Tensor:
-        """Heads [B, T, n, D] of `x_BTC`, normalised."""
-        heads = projection(x_BTC).unflatten(-1, (-1, self.teacher.head_dim))
-        return heads if norm is None else norm(heads)
 
     def _projection(self, attention: nn.Module, heads: Sequence[int]) -> nn.Linear:
         shape = (self.teacher.hidden_size, len(heads) * self.teacher.head_dim)

@@ -175,6 +175,14 @@ def key_value_store(window: int | None, sinks: int = 0) -> DynamicLayer:
     return SinkWindowLayer(window, sinks) if sinks else DynamicSlidingWindowLayer(window)
 
 
+def key_value_bytes(
+    groups: int, head_dim: int, dtype: torch.dtype, num_tokens: int, window: int | None, sinks: int = 0
+) -> int:
+    """Bytes that a `key_value_store` for `groups` keeps of one row of `num_tokens` tokens."""
+    kept = num_tokens if window is None else min(num_tokens, sinks + window - 1)
+    return groups * 2 * head_dim * kept * dtype.itemsize
+
+
 def claim(cache: Cache, layer: int, make: Callable[[], HybridCacheLayer]) -> HybridCacheLayer:
     """The hybrid cache layer at index `layer` of `cache`, put there by `make` if nothing has been cached yet.
 

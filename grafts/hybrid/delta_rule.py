@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grafts.arithmetic import wide_dtype
+
 CHUNK_SIZE = 64
 
 
@@ -68,7 +70,8 @@ def _naive_head(q_TK: Tensor, k_TK: Tensor, v_TV: Tensor, g_T: Tensor, beta_T: T
 def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None) -> Read:
     """A token at a time for all heads: what decoding uses."""
     state = _start(q, v, state)
-    parts = (x.to(state.dtype) for x in (q * q.shape[-1] ** -0.5, k, v, g.exp()[..., None], beta[..., None]))
+    q, k, wide_v, g, beta = (x.to(state.dtype) for x in (q, k, v, g[..., None], beta[..., None]))
+    parts = (q * q.shape[-1] ** -0.5, k, wide_v, g.exp(), beta)
     steps = (part.transpose(1, 2).flatten(0, 1).split(1, dim=1) for part in parts)
     S, outputs = state.flatten(0, 1), []
     for q_1K, k_1K, v_1V, decay, strength in zip(*steps, strict=True):
@@ -129,7 +132,7 @@ def _solve(lower: Tensor, right: Tensor) -> Tensor:
 
 def _start(q: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
     """The state to start from, in the dtype that the arithmetic is done in."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(q.dtype)
     if state is not None:
         return state.to(dtype)
     return torch.zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype, device=q.device)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from grafts.arithmetic import widened
 from grafts.hybrid.branch import HeadBranch, Teacher, like, output_gate
 from grafts.hybrid.cache import HybridCacheLayer
 from grafts.hybrid.delta_rule import gated_delta_rule
-from grafts.hybrid.heads import real_tokens, unit_length, widened
+from grafts.hybrid.heads import real_tokens, unit_length
 from grafts.hybrid.settings import DeltaNet
 
 
@@ -65,7 +66,7 @@ class DeltaNetBranch(HeadBranch):
             held.recurrent_state = state
         if self.output_norm is not None:
             output = nn.functional.rms_norm(output, output.shape[-1:], self.output_norm, eps=1e-6)
-        return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
+        return output if self.gate_proj is None else output * torch.sigmoid(self.teacher.heads(x_BTC, self.gate_proj))
 
     def _queries_keys_values(
         self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], real_BT: Tensor | None, held: HybridCacheLayer | None

@@ -12,8 +12,12 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from grafts.arithmetic import widened
+
 BLOCK_QUERIES: Final = 256
 """Queries whose window is computed at once."""
+LENGTH_EPS: Final = 1e-6
+"""Added to a squared length before it divides, as Gated DeltaNet's kernels do."""
 
 
 def groups_of(heads: Sequence[int], heads_per_group: int) -> tuple[int, ...]:
@@ -53,15 +57,10 @@ def length_scale(positions: Tensor, offset: float) -> Tensor:
     return torch.log(positions.float() + offset) / torch.log(torch.tensor(offset))
 
 
-def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
+def unit_length(x: Tensor) -> Tensor:
     """`x` with length 1 along its last dimension, as Gated DeltaNet's kernels normalise queries and keys."""
     wide = widened(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def widened(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64: the precision of norms, gates and states."""
-    return x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + LENGTH_EPS)).to(x.dtype)
 
 
 def real_tokens(mask: Tensor | None, num_tokens: int) -> Tensor | None:
@@ -87,15 +86,26 @@ def real_tokens(mask: Tensor | None, num_tokens: int) -> Tensor | None:
 
 
 def first_tokens(mask: Tensor) -> Tensor:
-    """The column of each row's first token that is text [B], from a 4-D mask over all columns."""
+    """The first column that each query may attend to [B, T], where its text begins, from a 4-D mask over all columns.
+
+    Texts that are packed into one row begin at columns of their own. Padding begins after the last column.
+    """
     _require_tensor(mask)
     attended = mask if mask.dtype == torch.bool else mask == 0
-    return attended[:, 0, -1].int().argmax(-1)
+    some_BT, first_BT = attended[:, 0].view(torch.uint8).max(-1)
+    return first_BT.masked_fill(some_BT == 0, mask.shape[-1])
 
 
-def window_mask(mask: Tensor | None, num_queries: int, keys_K: Tensor, window: int, sinks: int = 0) -> Tensor | None:
-    """`mask` for the keys of columns `keys_K`, narrowed to the `window` latest of each query and the row's first
-    `sinks`; None when nothing is hidden.
+def window_mask(
+    mask: Tensor | None,
+    num_queries: int,
+    keys_K: Tensor,
+    window: int,
+    sinks: int = 0,
+    starts_BT: Tensor | None = None,
+) -> Tensor | None:
+    """`mask` for the keys of columns `keys_K`, narrowed to the `window` latest of each query and the first `sinks` of
+    its text, which begins at `starts_BT` or at 0; None when nothing is hidden.
 
     The queries are the last columns. `mask` is as for `real_tokens`, over all columns, or without sinks over at least
     the last K. The result is of its kind; without one it is boolean for `scaled_dot_product_attention`.
@@ -109,7 +119,7 @@ def window_mask(mask: Tensor | None, num_queries: int, keys_K: Tensor, window: i
     queries = (last + 1 - torch.arange(num_queries, 0, -1, device=keys_K.device))[:, None]
     seen = (keys_K > queries - window)[None, None]
     if sinks:
-        start = first_tokens(mask)[:, None, None, None] if mask is not None else 0
+        start = starts_BT[:, None, :, None] if starts_BT is not None else 0
         seen = seen | ((keys_K >= start) & (keys_K < start + sinks))
     seen = seen & (keys_K <= queries)
     if mask is None:
@@ -139,8 +149,8 @@ class Block(NamedTuple):
         return mask[:, :, self.queries, : mask.shape[-1] - self.num_behind]
 
 
-def blocks(num_queries: int, keys_K: Tensor, mask: Tensor | None, window: int, sinks: int) -> Iterator[Block]:
-    """The queries, `BLOCK_QUERIES` at a time, each with the keys of their windows and the first `sinks` of every row.
+def blocks(num_queries: int, keys_K: Tensor, starts_BT: Tensor | None, window: int, sinks: int) -> Iterator[Block]:
+    """The queries, `BLOCK_QUERIES` at a time, each with the keys of their windows and the first `sinks` of their texts.
 
     So a window costs what it is wide, not what the text is long. Arguments as for `window_mask`.
     """
@@ -148,17 +158,25 @@ def blocks(num_queries: int, keys_K: Tensor, mask: Tensor | None, window: int, s
         yield Block(slice(0, num_queries), slice(None), 0)
         return
     columns = keys_K.tolist()
-    start = int(first_tokens(mask).max()) if sinks and mask is not None else 0
-    num_first = bisect_left(columns, start + sinks) if sinks else 0
+    starts = torch.zeros(1, num_queries, dtype=torch.long) if starts_BT is None else starts_BT.cpu()
+    padded = starts.amin(1).max().item() if sinks else 0
     for begin in range(0, num_queries, BLOCK_QUERIES):
         end = min(begin + BLOCK_QUERIES, num_queries)
         first, behind = columns[-1] + 1 - num_queries + begin, num_queries - end
         oldest, stop = bisect_left(columns, first - window + 1), len(columns) - behind
-        if 0 < num_first < oldest:
-            keys = torch.cat([torch.arange(num_first), torch.arange(oldest, stop)]).to(keys_K.device)
+        texts = [(0, padded + sinks), *((start, start + sinks) for start in starts[:, begin:end].unique().tolist())]
+        early = _places(columns[:oldest], texts) if sinks else []
+        if 0 < len(early) < oldest:
+            keys = torch.cat([torch.tensor(early), torch.arange(oldest, stop)]).to(keys_K.device)
         else:
-            keys = slice(0 if num_first else oldest, stop)
+            keys = slice(oldest - len(early), stop)
         yield Block(slice(begin, end), keys, behind)
+
+
+def _places(columns: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where in the ascending `columns` those are that lie in any of `spans`, ascending."""
+    cut = [(bisect_left(columns, first), bisect_left(columns, stop)) for first, stop in spans]
+    return sorted({place for first, stop in cut for place in range(first, stop)})
 
 
 def _require_tensor(mask: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from grafts.hybrid.branch import HeadBranch, Teacher
-from grafts.hybrid.cache import HybridCacheLayer, claim, key_value_store
+from grafts.hybrid.cache import HybridCacheLayer, claim, key_value_bytes, key_value_store
 from grafts.hybrid.deltanet import DeltaNetBranch
 from grafts.hybrid.heads import join, normalise
 from grafts.hybrid.settings import Softmax
@@ -100,14 +100,14 @@ class HybridAttention(nn.Module):
 
     def cache_bytes(self, batch_size: int, num_tokens: int, dtype: torch.dtype) -> int:
         """Bytes that the layer keeps for `batch_size` rows of `num_tokens` tokens, keys and values in `dtype`."""
-        kept = 0
+        kept, head_dim = 0, self.teacher.head_dim
         for softmax in (self.full, self.window):
             if softmax is not None:
-                length = num_tokens if softmax.window is None else min(num_tokens, softmax.sinks + softmax.window - 1)
-                kept += len(softmax.groups) * 2 * self.teacher.head_dim * length * dtype.itemsize
+                groups = len(softmax.groups)
+                kept += key_value_bytes(groups, head_dim, dtype, num_tokens, softmax.window, softmax.sinks)
         if self.linear is not None and num_tokens:
             wide = max(dtype.itemsize, torch.float32.itemsize)
-            kept += len(self.linear.heads) * self.teacher.head_dim**2 * wide
+            kept += len(self.linear.heads) * head_dim**2 * wide
             if (conv := self.linear.conv) is not None:
                 kept += conv.in_channels * (conv.kernel_size[0] - 1) * dtype.itemsize
         return batch_size * kept

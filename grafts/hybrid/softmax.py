@@ -51,9 +51,9 @@ class SoftmaxBranch(HeadBranch):
         **kwargs: Any,
     ) -> Tensor:
         """Outputs [B, T, H, D]; `mask` is the layer's, `positions` [B or 1, T] the absolute ones."""
-        q = self.project(x_BTC, self.q_proj, self.q_norm).transpose(1, 2)
-        k = self.project(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
-        v = self.project(x_BTC, self.v_proj).transpose(1, 2)
+        q = self.teacher.heads(x_BTC, self.q_proj, self.q_norm).transpose(1, 2)
+        k = self.teacher.heads(x_BTC, self.k_proj, self.k_norm).transpose(1, 2)
+        v = self.teacher.heads(x_BTC, self.v_proj).transpose(1, 2)
         if self.settings.rope:
             q, k = apply_rotary_pos_emb(q, k, *rotary)
         if self.settings.length_scale is not None:
@@ -65,11 +65,11 @@ class SoftmaxBranch(HeadBranch):
         if self.readers is not None:
             k, v = k[:, self.readers], v[:, self.readers]
         output = self._attend(q, k, v, keys, mask, **kwargs)
-        return output if self.gate_proj is None else output * torch.sigmoid(self.project(x_BTC, self.gate_proj))
+        return output if self.gate_proj is None else output * torch.sigmoid(self.teacher.heads(x_BTC, self.gate_proj))
 
     def _padding(self, mask: Tensor | None) -> int:
-        """Columns of padding before the text of the row that begins last; of no use without sinks."""
-        return int(first_tokens(mask).max()) if self.sinks and mask is not None else 0
+        """Columns before the text of the row whose last text begins last; of no use without sinks."""
+        return int(first_tokens(mask[:, :, -1:]).max()) if self.sinks and mask is not None else 0
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
         kind = self.config._attn_implementation
@@ -93,8 +93,10 @@ class SoftmaxBranch(HeadBranch):
         self, attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None
     ) -> Tensor:
         outputs = []
-        for block in blocks(q.shape[2], keys, mask, self.window, self.sinks):
-            seen = window_mask(block.of(mask), block.num_queries, keys[block.keys], self.window, self.sinks)
+        starts = first_tokens(mask) if self.sinks and mask is not None else None
+        for block in blocks(q.shape[2], keys, starts, self.window, self.sinks):
+            own = starts[:, block.queries] if starts is not None else None
+            seen = window_mask(block.of(mask), block.num_queries, keys[block.keys], self.window, self.sinks, own)
             if self.config._attn_implementation == "eager" and seen is not None and seen.dtype == torch.bool:
                 seen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
             near = (q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys])

@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from grafts.arithmetic import widened
+
 CHUNK_TOKENS: Final = 2048
 """Tokens multiplied at once, in float32; the products are summed in float64."""
 CHUNK_FEATURES: Final = 384
@@ -49,8 +51,7 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Count every vector of `x` [..., I]."""
         x_NI = x.reshape(-1, self.width)
-        for chunk_CI in x_NI.split(CHUNK_TOKENS):
-            chunk_CI = chunk_CI if chunk_CI.dtype == torch.float64 else chunk_CI.float()
+        for chunk_CI in map(widened, x_NI.split(CHUNK_TOKENS)):
             for start in range(0, self.width, CHUNK_FEATURES):
                 stop = start + CHUNK_FEATURES
                 self._products_II[start:stop, start:] += chunk_CI[:, start:stop].T @ chunk_CI[:, start:]

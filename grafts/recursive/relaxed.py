@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grafts.arithmetic import widened
+
 
 class RelaxedLinear(nn.Module):
     """y = W' x + A (B x) + b: `linear` has the shared W', `left` is A [O, R] and `right` B [R, I]."""
@@ -30,8 +32,7 @@ def truncated_svd(residual_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     The error, as a Frobenius norm, is the root of the sum of the squared singular values beyond `rank`.
     """
-    wide = residual_OI.dtype if residual_OI.dtype == torch.float64 else torch.float32
-    left_OR, values_R, right_RI = torch.linalg.svd(residual_OI.to(wide), full_matrices=False)
+    left_OR, values_R, right_RI = torch.linalg.svd(widened(residual_OI), full_matrices=False)
     return left_OR[:, :rank] * values_R[:rank], right_RI[:rank]
 
 

@@ -119,7 +119,8 @@ class TransferConvert(Stage):
                 f"{told} of `full_heads` and the input `selection` says which heads stay",
                 fix="give one of them; `transfer.select_heads` makes a selection",
             )
-        _check_heads(self._full_heads(inputs.get("selection")), model)
+        told_by = "selection" if self.params.full_heads is None else "full_heads"
+        _check_heads(self._full_heads(inputs.get("selection")), model, told_by)
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
                 check_data("model", model, name, inputs[name])
@@ -170,7 +171,10 @@ class TransferConvert(Stage):
         try:
             return self._hybrid_heads(full_heads)
         except ValidationError as error:
-            reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
+            reasons = "; ".join(
+                f"{'.'.join(map(str, reason['loc']))}: {reason['msg'].removeprefix('Value error, ')}"
+                for reason in error.errors()
+            )
             raise UserError(reasons, where="selection", fix="make the selection again") from None
 
     def _hybrid_heads(self, full_heads: Sequence[Sequence[int] | None]) -> HybridHeads:
@@ -217,44 +221,40 @@ def _check_model(model: Model) -> None:
         raise UserError("the model is quantised: its projections cannot be split by head", fix="convert first")
 
 
-def _check_heads(full_heads: Sequence[Sequence[int] | None], model: Model) -> None:
+def _check_heads(full_heads: Sequence[Sequence[int] | None], model: Model, where: str) -> None:
     config = text_config(model.config)
     num_layers, num_heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     if len(full_heads) != num_layers:
-        raise UserError(
-            f"the heads of {len(full_heads)} layers are selected, the model has {num_layers}",
-            where="selection",
-            fix="select with scores of this very model",
-        )
-    highest = max((head for heads in full_heads for head in heads or ()), default=-1)
-    if highest >= num_heads:
-        raise UserError(
-            f"head {highest} is selected, the model has {num_heads} in a layer, counted from 0", where="selection"
-        )
-    if all(heads is None for heads in full_heads):
-        raise UserError("every layer is left as it is: there is nothing to convert", where="selection")
+        message = f"the heads of {len(full_heads)} layers are selected, the model has {num_layers}"
+    elif (highest := max((head for heads in full_heads for head in heads or ()), default=-1)) >= num_heads:
+        message = f"head {highest} is selected, the model has {num_heads} in a layer, counted from 0"
+    elif all(heads is None for heads in full_heads):
+        message = "every layer is left as it is: there is nothing to convert"
+    else:
+        return
+    own = f"give a list of heads from 0 to {num_heads - 1}, or null, for each of {num_layers} layers; not null for all"
+    raise UserError(message, where=where, fix=own if where == "full_heads" else "select with scores of this very model")
 
 
 def _sizes(hybrid: PreTrainedModel, graft: HybridHeads) -> dict[str, float]:
     """Heads and key-value groups that still read everything, and the cache at full context beside the teacher's."""
+    from grafts.bases import decoder_layers
+    from grafts.hybrid.branch import Teacher
     from grafts.hybrid.graft import mixers
 
     config, found = hybrid.config, mixers(hybrid)
     length, dtype, num_heads = config.max_position_embeddings, hybrid.dtype, config.num_attention_heads
-    untouched = config.num_hidden_layers - len(found)
-    teacher = next(iter(found.values())).teacher
-    group_bytes = 2 * teacher.head_dim * dtype.itemsize
-    layer_bytes = [teacher.num_groups * group_bytes * length] * untouched
-    before = sum(layer_bytes) + sum(
-        mixer.teacher.num_groups * group_bytes * min(length, mixer.teacher.window or length) for mixer in found.values()
-    )
-    after = sum(layer_bytes) + sum(mixer.cache_bytes(1, length, dtype) for mixer in found.values())
+    layers = enumerate(decoder_layers(hybrid))
+    untouched = [Teacher.of(layer.self_attn) for index, layer in layers if index not in found]
+    kept = sum(teacher.cache_bytes(length, dtype) for teacher in untouched)
+    before = kept + sum(mixer.teacher.cache_bytes(length, dtype) for mixer in found.values())
+    after = kept + sum(mixer.cache_bytes(1, length, dtype) for mixer in found.values())
     full = sum(num_heads if heads is None else len(heads) for heads in graft.full_heads)
     groups = sum(len(mixer.full.groups) for mixer in found.values() if mixer.full is not None)
     return {
         "full_heads": full,
         "full_share": full / (config.num_hidden_layers * num_heads),
-        "kv_groups_kept": groups + untouched * teacher.num_groups,
+        "kv_groups_kept": groups + sum(teacher.num_groups for teacher in untouched),
         "cache_bytes_ratio": after / before,
         "parameters": sum(parameter.numel() for parameter in hybrid.parameters()),
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model
 from stages.distill.logits import DistillLogits, DistillParameters
 from stages.stage import Input
+from stages.transfer.hybrid import check_pair
 
 
 class TransferDistillParams(DistillParameters):
@@ -35,3 +36,8 @@ class TransferDistill(DistillLogits):
     }
     paper = "2606.20097"
     params: TransferDistillParams
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """As `distill.logits`, and the student is the teacher with hybrid heads."""
+        check_pair(inputs["teacher"], inputs["student"])
+        super().check(inputs)

@@ -13,11 +13,17 @@ ATTENTION = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_he
 
 
 def check_pair(teacher: Model, student: Model) -> None:
-    """The student is the teacher with hybrid heads. Raises UserError."""
+    """The student is the teacher with hybrid heads, the teacher a pretrained model. Raises UserError."""
+    if teacher.grafts:
+        raise UserError(
+            f"the teacher has grafts ({', '.join(graft['name'] for graft in teacher.grafts)})",
+            where="teacher",
+            fix="give the model as it was before `transfer.convert`",
+        )
     check_one_vocabulary(teacher, student)
     if all(graft["name"] != HYBRID for graft in student.grafts):
         raise UserError(
-            f"the student, a {student.config.get('model_type')}, has no hybrid heads to align",
+            f"the student, a {student.config.get('model_type')}, has no hybrid heads",
             where="student",
             fix="give the model of a `transfer.convert`",
         )

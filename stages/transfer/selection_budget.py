@@ -38,8 +38,7 @@ class Budget:
             reason = f"; {self.strategy} keeps at least one in each of {least} layers" if least > 1 else ""
             raise UserError(
                 f"{asked} keeps {count} of {self.available} {self._noun()}{reason}",
-                fix=f"keep {least} or more, from ratio: {self._least_ratio(least)}"
-                + (", or choose global-interp" if least > 1 else ""),
+                fix=self._enough(least) + (", or choose global-interp" if least > 1 else ""),
             )
         return count
 
@@ -55,6 +54,8 @@ class Budget:
     def _noun(self) -> str:
         return {1: "query heads", self.shape.num_heads: "layers"}.get(self.heads_per_unit, "key-value groups")
 
-    def _least_ratio(self, least: int) -> float:
-        """In thousandths."""
-        return next(part / 1000 for part in range(1, 1001) if count_of(part / 1000, self.available) >= least)
+    def _enough(self, least: int) -> str:
+        if self.heads is not None:
+            return f"give count: {least * self.heads_per_unit} or more"
+        thousandths = next(part for part in range(1, 1001) if count_of(part / 1000, self.available) >= least)
+        return f"keep {least} or more, from ratio: {thousandths / 1000}"

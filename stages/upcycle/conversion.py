@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
@@ -141,11 +141,7 @@ class Upcycle(Stage):
     def _graft(self, num_models: int, seed: int) -> Experts:
         from grafts.experts.graft import Experts
 
-        try:
-            return Experts(num_experts=self.num_experts(num_models), making=self.making(seed), **self.structure())
-        except ValidationError as error:
-            reasons = "; ".join(reason["msg"].removeprefix("Value error, ") for reason in error.errors())
-            raise UserError(reasons, fix="lower `top_k`, or give more models") from None
+        return Experts(num_experts=self.num_experts(num_models), making=self.making(seed), **self.structure())
 
     def _measure(self, context: Context, seed: Model, is_exact: bool) -> dict[str, float]:
         """Nothing without held-out text unless the conversion must be exact: then both models are loaded anyway."""
@@ -195,6 +191,24 @@ class UpcycleModels(Upcycle):
     }
     params: ModelsParameters
 
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """As for any mixture, and the models give enough experts."""
+        super().check(inputs)
+        count, top_k = self.num_experts(len(self.models(inputs))), self.params.top_k
+        if count < 2:
+            raise UserError(
+                f"the models give {count} expert{'' if self.params.seed_is_expert else ' besides the seed'}, a mixture "
+                "has at least 2",
+                where="experts",
+                fix="give more models" + ("" if self.params.seed_is_expert else ", or set seed_is_expert: true"),
+            )
+        if top_k > count:
+            raise UserError(
+                f"the models give {count} experts, a token cannot go through {top_k}",
+                where="top_k",
+                fix=f"set top_k: {count} or less, or give more models",
+            )
+
     def models(self, inputs: Mapping[str, Any]) -> dict[str, Model]:
         """The seed and the experts."""
         experts = {f"experts[{number}]": model for number, model in enumerate(inputs["experts"])}
@@ -206,12 +220,12 @@ class UpcycleModels(Upcycle):
 
 
 def _sizes(graft: Experts, built: Built, seed: Model) -> dict[str, float]:
-    from grafts.experts.stream import num_parameters
+    from stages.source.checkpoint import count
 
     return {
         "experts": graft.num_experts * graft.split,
         "parameters": built.num_parameters,
         "active_parameters": built.num_active,
-        "parameters_ratio": built.num_parameters / num_parameters(seed.path),
+        "parameters_ratio": built.num_parameters / count(seed.path).num_parameters,
         "cache_ratio": graft.num_experts if graft.attention == "kv-expert" else 1,
     }

@@ -17,7 +17,7 @@ from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
 from stages.upcycle.matching import check_one_length, short_name
-from stages.upcycle.routing import routing_of
+from stages.upcycle.routing import experts_per_token
 
 FIGURE = "token-domains-by-expert.svg"
 
@@ -77,7 +77,7 @@ class UpcycleMix(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A mixture of experts, and data of one window length in its tokens."""
         model = inputs["model"]
-        routing_of(model)
+        experts_per_token(model)
         if inputs.get("parent") is not None:
             check_one_vocabulary(inputs["parent"], model)
         many = {f"{name}[{i}]": each for name in ("data", "domains") for i, each in enumerate(inputs.get(name) or ())}
@@ -106,7 +106,7 @@ class UpcycleMix(Stage):
             out=context.output("model"),
             more=more,
             shares=[1 / (1 + len(more))] * (1 + len(more)),
-            routing=routing_of(model),
+            top_k=experts_per_token(model),
             balance_weight=self.params.balance_weight,
             z_weight=self.params.z_weight,
             domains=domains,

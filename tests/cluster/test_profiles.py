@@ -45,6 +45,21 @@ def test_mistakes_are_told_with_their_line(tmp_path: Path, text: str, problem: s
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["head:6379", "[fd00::1]:6379", "ray://head:10001", "auto"])
+def test_a_local_profile_joins_the_cluster_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, address: str):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert load_profile("local").address == address
+    assert load_profile("kuberay").address == "auto"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "head:6379\n"])
+def test_an_address_in_the_environment_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ProfileError, match=r"variable RAY_ADDRESS is .* expected auto, local, HOST:PORT or ray://"):
+        load_profile("local")
+    assert load_profile("kuberay").address == "auto"
+
+
 def test_capacity_is_known_without_connecting():
     profile = Profile(address="auto", nodes=3, cpus=8, gpus=2, memory="64GiB")
     assert profile.declared() == Capacity(8, 2, 64 * 2**30, 24, 6)

@@ -54,6 +54,26 @@ def cluster(monkeypatch):
     return Cluster(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("share", "asked", "expected"),
+    [
+        (Share(1, 0, 0), Request(workers=9, cpus=0.2), 5),
+        (Share(0.3, 0, 0), Request(workers=9, cpus=0.1), 3),
+        (Share(4, 1, 0), Request(workers=9, cpus=1, gpus=0.1), 4),
+        (Share(4, 1, GIB), Request(workers=9, cpus=1, gpus=0.3, memory_bytes=GIB // 2), 2),
+        (Share(0.9999, 0, 0), Request(workers=9, cpus=0.5), 1),
+        (Share(8, 0, 0), Request(workers=2, cpus=1), 2),
+    ],
+)
+def test_fractions_fit_as_often_as_ray_fits_them(share, asked, expected):
+    assert share.num_workers(asked) == expected
+
+
+def test_fractions_are_those_that_ray_tells():
+    assert Situation((), (), tasks=[Request(cpus=0.3).shape()]).waits(Request(cpus=0.1 + 0.2))
+    assert not Situation((), (), tasks=[Request(cpus=0.3).shape()]).waits(Request(cpus=0.3, gpus=0.1))
+
+
 def test_it_is_told_once_and_then_at_growing_intervals(cluster):
     cluster.state = Situation(NODES, cluster.state.free, tasks=[ONE.shape()])
     cluster.waits.started("a", ONE)

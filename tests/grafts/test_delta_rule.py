@@ -36,6 +36,15 @@ def test_every_form_computes_the_definition(num_tokens: int, chunk_size: int, ca
         torch.testing.assert_close(found.state, expected.state, **EXACT)
 
 
+def test_half_precision_inputs_are_widened_before_anything_is_computed():
+    q, k, v, g, beta = inputs(20)
+    half = [x.bfloat16() for x in (q, k)] + [v.float(), g.bfloat16(), beta.bfloat16()]
+    expected = naive(*half)
+    for found in (recurrent(*half), chunked(*half)):
+        torch.testing.assert_close(found.output, expected.output, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-5)
+
+
 @given(st.integers(0, 30), st.integers(0, 30))
 @settings(deadline=None, max_examples=20)
 def test_a_split_sequence_goes_on_where_it_stopped(first: int, second: int):

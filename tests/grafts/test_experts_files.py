@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from grafts.bases import decoder_layers
 from grafts.experts import tensors
 from grafts.experts.graft import Experts
 from grafts.experts.settings import Making
-from grafts.experts.stream import Checkpoint, build_mixture, num_parameters
+from grafts.experts.stream import Checkpoint, build_mixture
 from grafts.hybrid.graft import HybridHeads
 from grafts.loader import load_model, save_model
 from tests.grafts.families import FAMILIES, tiny, tokens
@@ -81,6 +82,18 @@ def test_a_standard_class_is_saved_as_one_and_computes_the_same(family, split, t
     ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "again")
     assert ours.keys() == theirs.keys(), "the names that transformers writes, so that others read them"
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("family", STANDARD)
+def test_the_standard_class_weighs_the_balance_as_the_graft_does(family, split, tmp_path):
+    paths = sources(tmp_path, family, num_hidden_layers=1)  # of several layers, the standard loss pools the loads
+    graft = Experts(num_experts=3, split=split, balance_weight=0.5, z_weight=0)
+    build_mixture(paths, graft, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    asked = {"labels": tokens(), "output_router_logits": True}
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens(), **asked).loss, in_memory(paths, graft)(tokens(), **asked).loss)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,7 @@ def peak_of_building(directory: Path, num_experts: int, monkeypatch, **fields) -
 def test_building_holds_a_few_tensors_whatever_the_number_of_experts(attention, tmp_path, monkeypatch):
     few, many = (peak_of_building(tmp_path / str(count), count, monkeypatch, attention=attention) for count in (2, 8))
     layer = sum(parameter.nbytes for parameter in decoder_layers(tiny("mistral", **WIDE))[0].parameters())
-    assert few <= layer < 4 * num_parameters(tmp_path / "2/source-0") / 3
+    assert few <= layer < sum(tensor.nbytes for tensor in weights(tmp_path / "2/source-0").values()) / 3
     assert many <= few + 8 * 4 * 2 * 2**10, "at most a block of each source more, where they are averaged"
 
 
@@ -206,6 +219,25 @@ def test_a_source_that_lacks_a_tensor_is_named(tmp_path):
     save_file(held, second / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"source-1 lack model\.layers\.1\.mlp\.up_proj"):
         build_mixture([first, second], Experts(num_experts=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("model.layers.1.mlp.up_proj.weight", (9, 32)), ("model.embed_tokens.weight", (9, 32)), ("model.norm.weight", ())],
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_source_whose_weights_are_not_of_its_config_is_refused_before_anything_is_written(
+    number, name, changed, tmp_path
+):
+    paths = sources(tmp_path, count=2)
+    held = weights(paths[number])
+    shape = list(held[name].shape)
+    save_file({**held, name: torch.zeros(changed)}, paths[number] / "model.safetensors", metadata={"format": "pt"})
+    told = f"source-{number} have {name} of shape {list(changed)}, its config.json says {shape}"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        build_mixture(paths, Experts(num_experts=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tensors_are_stored_in_the_seed_s_type(tmp_path):

@@ -115,7 +115,16 @@ def test_the_first_tokens_of_each_row_stay_in_sight():
     columns = torch.tensor([0, 1, 2, 3, 6, 7, 8])
     padded = causal(2, 9).clone().expand(2, 1, 2, 9).clone()
     padded[1, ..., :2] = False
-    assert first_tokens(padded).tolist() == [0, 2]
-    seen = window_mask(padded, 2, columns, 2, 2)[:, 0]
+    assert first_tokens(padded).tolist() == [[0, 0], [2, 2]]
+    seen = window_mask(padded, 2, columns, 2, 2, first_tokens(padded))[:, 0]
     assert seen[0].int().tolist() == [[1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 1, 1]]
     assert seen[1].int().tolist() == [[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 1, 1]]
+
+
+def test_texts_packed_into_a_row_begin_at_columns_of_their_own():
+    mask = causal(6, 6).clone()
+    mask[..., :1] = False
+    mask[..., 4:, :4] = False
+    assert first_tokens(mask).tolist() == [[6, 1, 1, 1, 4, 4]]
+    additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    assert first_tokens(additive).tolist() == [[6, 1, 1, 1, 4, 4]]

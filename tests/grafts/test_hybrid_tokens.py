@@ -78,6 +78,40 @@ def test_windows_in_blocks_are_windows_at_once(
                 torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 
 
+@pytest.mark.parametrize("block", [64, 3, 1])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_windows_keep_the_first_tokens_of_each_packed_document(
+    attention: str, block: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(heads, "BLOCK_QUERIES", block)
+    model, lengths = hybrid(GRAFTS["windows and sinks"]).float(), (9, 2, 12)
+    model.set_attn_implementation(attention)
+    documents = tokens(1, sum(lengths)).split(lengths, dim=1)
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = logits(model, torch.cat(documents, 1), position_ids=places, use_cache=False)
+    alone = torch.cat([logits(model, document, use_cache=False) for document in documents], 1)
+    torch.testing.assert_close(packed, alone, **LOOSE)
+
+
+@pytest.mark.parametrize("block", [64, 4])
+@pytest.mark.parametrize("lengths", [(23,), (3, 9, 11)])
+def test_windows_with_first_tokens_are_their_definition(
+    lengths: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(heads, "BLOCK_QUERIES", block)
+    number, total, window, sinks = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]), sum(lengths), 4, 2
+    place = torch.cat([torch.arange(n) for n in lengths])
+    mask = (number[:, None] == number) & torch.ones(total, total, dtype=torch.bool).tril()
+    near = (torch.arange(total)[:, None] - torch.arange(total) < window) | (place < sinks)
+    starts, found = heads.first_tokens(mask[None, None]), torch.zeros(total, total, dtype=torch.bool)
+    for piece in heads.blocks(total, torch.arange(total), starts, window, sinks):
+        columns, own = torch.arange(total)[piece.keys], starts[:, piece.queries]
+        seen = heads.window_mask(piece.of(mask[None, None]), piece.num_queries, columns, window, sinks, own)
+        found[piece.queries.start : piece.queries.stop, columns] = seen[0, 0]
+        assert len(columns) <= piece.num_queries + window - 1 + sinks * (1 + len(own.unique())) or block == 64
+    assert torch.equal(found, mask & near)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("name", GRAFTS)
 def test_no_token_sees_the_future(name: str, family: str):

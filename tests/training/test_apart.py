@@ -19,7 +19,6 @@ from stages.training.recipe import Worker
 from stages.transfer.alignment import Alignment
 from stages.upcycle.blend import Blended
 from stages.upcycle.mixture import MixtureTraining
-from stages.upcycle.routing import Routing
 from tests.data.test_prepare import prepare
 from tests.tiny import text_dataset, tiny_model, tokens_dataset
 
@@ -97,7 +96,7 @@ def test_held_out_text_is_opened_before_training(seed: Model, apart: Dataset, tm
         parent=seed,
         cache=tmp_path / "cache",
         out=tmp_path / "out",
-        routing=Routing(2, 1),
+        top_k=1,
         balance_weight=0,
         z_weight=0,
         domains=domains,

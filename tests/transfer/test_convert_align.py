@@ -9,16 +9,19 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import grafts
-from grafts.hybrid.graft import mixers
+from grafts.hybrid.cache import cache_bytes
+from grafts.hybrid.graft import HybridHeads, mixers
 from grafts.loader import load_model, save_model, stored_dtype
 from stages.artifacts import Model, Report, write_report
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.stage import Context, Resources
 from stages.transfer.align import AlignParameters, TransferAlign
-from stages.transfer.convert import ConvertParams, TransferConvert
+from stages.transfer.convert import ConvertParams, TransferConvert, _sizes
+from stages.transfer.distill import TransferDistill, TransferDistillParams
 from stages.transfer.mixers import load_mixers, relative_errors, teacher_calls
 from stages.upcycle.sparse import UpcycleSparse
+from tests.grafts.families import FAMILIES, tiny, tokens
 from tests.tiny import tiny_model, tokens_dataset
 from tests.upcycle.families import curve
 from tests.upcycle.families import run as upcycle
@@ -93,14 +96,31 @@ def test_a_selection_says_which_heads_stay(inputs, tmp_path):
     ("params", "message"),
     [
         ({}, "neither of `full_heads`"),
-        ({"full_heads": ((0,),)}, "1 layers are selected, the model has 2"),
-        ({"full_heads": ((0,), (4,))}, "head 4 is selected"),
-        ({"full_heads": (None, None)}, "nothing to convert"),
+        ({"full_heads": ((0,),)}, "^full_heads: .* 1 layers are selected, the model has 2"),
+        ({"full_heads": ((0,), (4,))}, r"^full_heads: head 4 is selected(.|\n)*fix: give a list of heads from 0 to 3"),
+        ({"full_heads": (None, None)}, "^full_heads: .* nothing to convert"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_before_compute(inputs, tmp_path, params, message):
     with pytest.raises(UserError, match=message):
         convert(inputs, tmp_path, **params)
+
+
+def test_a_selection_of_another_model_is_refused_before_compute(inputs, tmp_path):
+    write_report(tmp_path / "selection", "Selected heads", {}, {"full_heads": [[1], [4]]})
+    stage, selection = TransferConvert(ConvertParams()), Report(tmp_path / "selection")
+    with pytest.raises(UserError, match=r"^selection: head 4 is selected(.|\n)*fix: select with scores of this very"):
+        stage.check({**inputs, "selection": selection})
+
+
+@pytest.mark.parametrize("others", ["gated_deltanet", "sliding_window"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ratio_of_the_caches_is_that_of_caches(family, others):
+    teacher = tiny(family, max_position_embeddings=24)
+    graft = HybridHeads(full_heads=(None, (0, 1), (2,)), others=others, window=5, sinks=2)
+    hybrid = grafts.apply(tiny(family, max_position_embeddings=24), [graft])
+    held = [cache_bytes(model(tokens(1, 24), use_cache=True).past_key_values) for model in (hybrid, teacher)]
+    assert _sizes(hybrid, graft)["cache_bytes_ratio"] == pytest.approx(held[0] / held[1])
 
 
 def test_heads_that_are_named_twice_and_rates_that_fall_are_refused_in_the_file():
@@ -118,7 +138,7 @@ def test_a_base_without_known_heads_is_refused_before_compute(inputs, tmp_path):
 
 def test_what_the_graft_refuses_is_told_as_an_error_of_the_input(inputs, tmp_path):
     write_report(tmp_path / "selection", "Selected heads", {}, {"full_heads": [[1], [2, 2]]})
-    with pytest.raises(UserError, match=r"^selection: expected different heads, counted from 0, in each layer"):
+    with pytest.raises(UserError, match=r"^selection: full_heads: expected different heads, counted from 0, in each"):
         convert({**inputs, "selection": Report(tmp_path / "selection")}, tmp_path)
     shutil.copytree(inputs["model"].path, tmp_path / "both")
     model = load_model(inputs["model"].path, dtype=torch.float32)
@@ -199,9 +219,17 @@ def test_the_held_out_loss_has_a_curve_while_aligning(inputs, student, tmp_path)
     assert losses[1] < losses[0]
 
 
-def test_a_student_without_hybrid_heads_is_refused(inputs, tmp_path):
-    with pytest.raises(UserError, match="has no hybrid heads to align"):
-        align(inputs, inputs["model"], tmp_path)
+@pytest.mark.parametrize("stage", [TransferAlign(AlignParameters()), TransferDistill(TransferDistillParams())])
+def test_what_is_no_pair_of_a_teacher_and_its_student_is_refused_before_compute(stage, inputs, student, tmp_path):
+    teacher, other = inputs["model"], Model(tiny_model(tmp_path / "other", hidden=32))
+    stage.check({**inputs, "teacher": teacher, "student": student})
+    for pair, message in (
+        ((teacher, teacher), "^student: the student, a llama, has no hybrid heads"),
+        ((other, student), "^student: the teacher has hidden_size 32, the student 64"),
+        ((student, student), r"^teacher: the teacher has grafts \(hybrid_heads\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stage.check({**inputs, "teacher": pair[0], "student": pair[1]})
 
 
 def test_a_converted_model_can_be_a_source_again(student, tmp_path):

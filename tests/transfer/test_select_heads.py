@@ -163,6 +163,8 @@ def test_counts_that_do_not_fit_are_refused(model: Model, scores: Report, tmp_pa
     inputs = {"model": model, "scores": scores}
     with pytest.raises(UserError, match="count: 4 heads cannot be kept as key-value groups of 3"):
         select(inputs, tmp_path, count=4, granularity="kv_group")
+    with pytest.raises(UserError, match=r"count: 3 keeps 1 of 8 key-value groups(.|\n)*fix: give count: 12 or more"):
+        select(inputs, tmp_path, count=3, granularity="kv_group", strategy="global-interp-c")
     with pytest.raises(UserError, match="count: 25 heads cannot be kept") as caught:
         select(inputs, tmp_path, count=25)
     assert "up to 24" in caught.value.fix

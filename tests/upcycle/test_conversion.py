@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grafts.experts import feed_forward
@@ -175,6 +175,15 @@ def test_other_files_are_refused_before_any_weight_is_read(given, tmp_path, file
         run(UpcycleBtx, {**several(given), "experts": [model]}, tmp_path)
 
 
+def test_weights_that_are_not_of_their_config_are_refused(given, tmp_path):
+    cut = Model(shutil.copytree(given["experts"][0].path, tmp_path / "cut"))
+    held = load_file(cut.path / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**held, name: held[name][:-1].clone()}, cut.path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"cut have {name} of shape \[31, 32\], its config.json says \[32, 32\]"):
+        run(UpcycleBtx, {**several(given), "experts": [cut]}, tmp_path)
+
+
 def test_a_base_that_has_no_grafts_is_named(given, tmp_path):
     other = edited(given["seed"], tmp_path / "gpt", "config.json", lambda text: '{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="no grafts for the model type 'gpt2': supported are"):
@@ -184,13 +193,22 @@ def test_a_base_that_has_no_grafts_is_named(given, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "params", "reason"),
     [
-        (UpcycleBtx, {"top_k": 4}, "top_k is 4, there are 3 experts"),
+        (UpcycleBtx, {"top_k": 4}, "top_k: the models give 3 experts, a token cannot go through 4"),
         (UpcycleBtx, {"split": 7}, "64 feed-forward units cannot be cut into 7"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(given, tmp_path, stage, params, reason):
     with pytest.raises(UserError, match=reason):
         run(stage, several(given), tmp_path, **params)
+
+
+@pytest.mark.parametrize("stage", [UpcycleBtx, UpcycleBam])
+def test_one_branch_beside_a_seed_that_gives_no_expert_is_refused_before_compute(given, stage):
+    inputs = {**several(given), "experts": given["experts"][:1]}
+    told = r"give 1 expert besides the seed, .* at least 2\nfix: give more models, or set seed_is_expert: true"
+    with pytest.raises(UserError, match=told):
+        stage(stage.Params(seed_is_expert=False)).check(inputs)
+    stage(stage.Params()).check(inputs)
 
 
 def test_too_few_copies_are_refused_with_the_pipeline():

@@ -23,7 +23,7 @@ from stages.upcycle.branch import UpcycleBranch
 from stages.upcycle.loads import measure_loads
 from stages.upcycle.mix import MixParameters, UpcycleMix, load_figures
 from stages.upcycle.mixture import MixtureTraining
-from stages.upcycle.routing import Routing, routing_of
+from stages.upcycle.routing import experts_per_token
 from stages.upcycle.sparse import UpcycleSparse
 from tests.tiny import tokens_dataset
 from tests.upcycle.families import curve, family, run
@@ -112,13 +112,14 @@ def test_replay_of_another_length_is_refused(given, tmp_path):
 @pytest.mark.parametrize("name", ["bam", "sparse", "tight"])
 def test_a_mixture_trains_and_tells_what_its_routers_do(given, tmp_path, name):
     inputs = {"model": given[name], **{key: given[key] for key in ("data", "heldout", "domains")}}
-    context = run(UpcycleMix, {**inputs, "parent": given["seed"]}, tmp_path, **QUICK, learning_rate=5e-3)
+    weights = {"balance_weight": 0.05, "z_weight": 2e-3}
+    context = run(UpcycleMix, {**inputs, "parent": given["seed"]}, tmp_path, **QUICK, **weights, learning_rate=5e-3)
     losses = curve(context, "loss")
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     for step in range(4):
         parts = {part: curve(context, part)[step] for part in ("ce", "balance", "z", "load_max", "load_min")}
-        assert losses[step] == pytest.approx(parts["ce"] + 1e-2 * parts["balance"] + 1e-3 * parts["z"], rel=1e-5)
+        assert losses[step] == pytest.approx(parts["ce"] + 0.05 * parts["balance"] + 2e-3 * parts["z"], rel=1e-5)
         assert parts["load_min"] <= 1 / 3 <= parts["load_max"] <= 1
         assert 0 < curve(context, "router_entropy")[step] <= math.log(3) + 1e-6
     assert len(curve(context, "attention_entropy")) == (4 if name == "bam" else 0)
@@ -137,6 +138,10 @@ def test_a_mixture_trains_and_tells_what_its_routers_do(given, tmp_path, name):
     assert 0 <= context.results["specialisation"] < 0.5
     model = load_model(tmp_path / "out/model", dtype=torch.float32)
     assert type(model).__name__ == ("MixtralForCausalLM" if name == "sparse" else "GraftedLlamaForCausalLM")
+    if name == "sparse":
+        assert model.config.router_aux_loss_coef == 0.05 / 2
+    else:
+        assert {field: getattr(model.config.grafts[0], field) for field in weights} == weights
 
 
 def test_held_out_losses_have_curves_while_training(given, tmp_path):
@@ -166,7 +171,7 @@ def test_the_loss_is_that_of_the_text_and_of_the_routers(given, tmp_path):
         parent=given["sparse"],
         cache=tmp_path / "cache",
         out=tmp_path / "out",
-        routing=routing_of(given["sparse"]),
+        top_k=experts_per_token(given["sparse"]),
         balance_weight=0.5,
         z_weight=0.25,
         domains=(),
@@ -224,8 +229,13 @@ def test_workers_that_would_cut_other_micro_batches_are_refused(given, tmp_path)
 
 
 def test_routing_is_read_off_the_files(given):
-    assert routing_of(given["bam"]) == Routing(3, 2, 3)
-    assert routing_of(given["sparse"]) == Routing(3, 2)
+    assert experts_per_token(given["bam"]) == 2
+    assert experts_per_token(given["sparse"]) == 2
+
+
+def test_routing_is_read_off_every_config_that_a_source_may_have(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"n_routed_experts": 8, "num_experts_per_tok": 3}}')
+    assert experts_per_token(Model(tmp_path)) == 3
 
 
 def test_the_micro_batch_decides_the_result_so_lack_of_memory_leaves_it():
