@@ -93,15 +93,13 @@ class Corrected(Method):
         solved = dict(self.base.solve(layer))
         for group in layer.groups if self.settings.rank else ():
             for members in self._groups(group):
-                self._correct(group, members, layer.powers, solved)
+                self._correct(group, members, solved)
         return solved
 
     def _groups(self, group: Group) -> list[tuple[str, ...]]:
         return [group.chosen] if self.settings.solver not in COMPARATORS else [(name,) for name in group.chosen]
 
-    def _correct(
-        self, group: Group, members: tuple[str, ...], powers: Mapping[str, float], solved: dict[str, Solved]
-    ) -> None:
+    def _correct(self, group: Group, members: tuple[str, ...], solved: dict[str, Solved]) -> None:
         parts = [solved[name] for name in members]
         errors = [part.weight.double() - dequantise(part.quantised).double() for part in parts]
         weighting = self._roots(group, parts[0].covariance)
@@ -112,7 +110,7 @@ class Corrected(Method):
             found = refit(errors, weighting, found)
         stored = _stored(found, self.settings.dtype, members)
         weight_OI = torch.cat([part.weight for part in parts])
-        power = self._power(weight_OI, sum(powers[name] for name in members), parts[0].covariance, weighting)
+        power = self._power(weight_OI, sum(part.power for part in parts), parts[0].covariance, weighting)
         unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), power)
         self.restored.append(_restored(members, stored, unit, self.settings.score))
         for name, part, left_OR in zip(members, parts, stored.left, strict=True):
