@@ -40,10 +40,6 @@ class AdaptedLinear(nn.Module):
         """[..., I] to [..., O]."""
         return functional.linear(x, self.weight(), self.linear.bias)
 
-    def product(self, x: Tensor) -> Tensor:
-        """The same without the bias."""
-        return functional.linear(x, self.weight())
-
     def weight(self) -> Tensor:
         """The weight that is trained with, [O, I]."""
         product_OI = self.left @ self.right
@@ -54,10 +50,14 @@ class AdaptedLinear(nn.Module):
                 return self.linear.weight + self.scale * product_OI * self.mask
         return self.linear.weight + self.scale * product_OI
 
+    def merged_weight(self) -> Tensor:
+        """The weight that is written, pruned as before, [O, I]."""
+        return self.weight().masked_fill(~self.mask, 0)
+
     def merged(self) -> nn.Linear:
         """The linear with the adapter inside, pruned as before."""
         with torch.no_grad():
-            self.linear.weight.copy_(self.weight().masked_fill(~self.mask, 0))
+            self.linear.weight.copy_(self.merged_weight())
         return self.linear
 
 
