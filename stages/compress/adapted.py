@@ -104,6 +104,12 @@ def adapt(model: nn.Module, masks: dict[str, Tensor], kind: Adapter, rank: int, 
             model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, seed))
 
 
+def num_trained(model: nn.Module) -> int:
+    """How many numbers of `model` train: of a masked linear those that stayed."""
+    pruned = sum((~each.mask).sum().item() for each in model.modules() if isinstance(each, MaskedLinear))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - int(pruned)
+
+
 def merge(model: nn.Module) -> None:
     """Put the plain linears back, with what the adapters learnt, in place."""
     adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, AdaptedLinear | MaskedLinear)]

@@ -107,14 +107,17 @@ class CompressFold(Stage):
 
     def run(self, context: Context) -> None:
         """Train gates, drop, share, save, measure and report."""
+        from grafts.arithmetic import dtype_name
         from stages.compress.folding import Folding
         from stages.training.launch import run_training
+        from stages.training.precision import settled, torch_dtype
 
-        recipe = Folding.of(self.params, context)
-        result = run_training(recipe, self.params, context)
+        dtype = torch_dtype(settled(self.params.precision, gpus=context.resources.gpus > 0))
+        recipe = Folding.of(self.params, context, dtype)
+        result = run_training(recipe, self.params.model_copy(update={"precision": "fp32"}), context)
         context.metrics(**result.figures, **result.cost)
         chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
-        details = {**chosen, **result.details(self.params, context.seed)}
+        details = {**chosen, **result.details(self.params, context.seed), "computed_in": dtype_name(dtype)}
         write_report(context.output("report"), "Folding of layers", result.figures, details)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grafts.loader import load_model
 from stages.artifacts import Model
-from stages.compress.adapted import adapt, merge
+from stages.compress.adapted import adapt, merge, num_trained
 from stages.compress.masks import load_masks, save_masks
 from stages.compress.pruning import apply_masks, decoder_linears
 from stages.errors import StageError
@@ -56,7 +56,7 @@ class Retraining(LanguageModelling):
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Merge, save with the masks, and measure."""
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trained = num_trained(model)
         merge(model)
         masks = load_masks(self.model.path)
         sparsity = require_pruned(decoder_linears(model), masks)

@@ -217,6 +217,9 @@ def test_retraining_recovers_and_keeps_every_zero(pruned: dict, tmp_path: Path, 
     model = load_model(tmp_path / "out/model", dtype=torch.float32)
     assert require_pruned(decoder_linears(model), masks[0]) == found["sparsity"]
     assert found["trained_share"] < {"none": 0.05, "full": 1}.get(adapter, 0.6)
+    if adapter == "full":
+        vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+        assert found["trained_parameters"] == vectors + sum(mask.sum().item() for mask in masks[0].values())
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
