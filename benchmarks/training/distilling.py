@@ -12,7 +12,7 @@ from grafts.loader import load_model
 from stages.artifacts import Dataset, Model
 from stages.distill.cache import CacheParameters, DistillCache
 from stages.distill.logits import DistillLogits
-from stages.distill.settings import DistillParameters
+from stages.distill.settings import LogitsParameters
 from stages.stage import Context
 
 
@@ -37,7 +37,7 @@ def _measure(task: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
     heard, scratch = Listener(), Path(task["scratch"])
     inputs = {"teacher": Model(Path(task["model"])), "student": Model(Path(task["student"]))}
     inputs |= {"data": Dataset(Path(task["data"])), **more}
-    stage = DistillLogits(DistillParameters(**training(task)))
+    stage = DistillLogits(LogitsParameters(**training(task)))
     stage.run(Context(inputs, out=scratch / "out", scratch=scratch / "work", seed=SEED, emit=heard))
     return result(task, heard.ends, heard.losses)
 

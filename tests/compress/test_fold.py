@@ -161,6 +161,8 @@ def test_gates_are_driven_apart_ever_harder(planted: dict, tmp_path: Path):
 def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
     with pytest.raises(UserError, match="3 of 4 layers stay, which do not divide into groups of 2"):
         CompressFold(FoldParameters(removed_fraction=0.25, group=2)).check(planted)
+    with pytest.raises(UserError, match=r"divide into groups of 9\nfix: set a group of 4 or less"):
+        CompressFold(FoldParameters(removed_fraction=0.25, group=9)).check(planted)
     shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
     for extra, what in (({"quantization_config": {}}, "is quantised"), (GRAFTED, r"has grafts \(recursive\)")):
         config = tmp_path / next(iter(extra)) / "config.json"
