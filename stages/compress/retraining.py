@@ -25,6 +25,8 @@ class Retraining(LanguageModelling):
     """Next-token prediction in few parameters of a pruned model."""
 
     params: PerpParameters
+    seed: int
+    """Of the adapters."""
 
     @classmethod
     def of(cls, params: PerpParameters, context: Context) -> Retraining:
@@ -41,6 +43,7 @@ class Retraining(LanguageModelling):
             cache=context.scratch / "windows",
             out=context.output("model"),
             params=params,
+            seed=context.seed,
         )
 
     def build(self) -> nn.Module:
@@ -51,7 +54,8 @@ class Retraining(LanguageModelling):
         for parameter in model.parameters():
             parameter.requires_grad_(self.params.vectors and parameter.ndim == 1)
         if self.params.adapter != "none":
-            adapt(model, masks, self.params.adapter, self.params.rank, self.params.alpha / self.params.rank)
+            scale = self.params.alpha / self.params.rank
+            adapt(model, masks, self.params.adapter, self.params.rank, scale, self.seed)
         return model
 
     def finish(self, model: nn.Module) -> dict[str, float]:

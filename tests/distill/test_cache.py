@@ -140,6 +140,14 @@ def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: 
         DistillLogits(LogitsParameters()).check({**inputs, "cache": inputs["data"]})
 
 
+def test_a_card_of_another_version_is_told(inputs: dict, tmp_path: Path):
+    found, _ = cache(inputs, tmp_path, top_k=4)
+    for content, message in (("{}", r"teacher\.json do not fit \(lacks: data, stored, teacher"), ("", "is not JSON")):
+        (found.path / "teacher.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            DistillLogits(LogitsParameters()).check({**inputs, "cache": found})
+
+
 def test_more_tokens_than_there_are_is_refused(inputs: dict):
     with pytest.raises(UserError, match="top_k: 385, the teacher has a vocabulary of 384"):
         DistillCache(CacheParameters(top_k=385)).check(inputs)
