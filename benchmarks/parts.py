@@ -202,7 +202,7 @@ def chosen(names: Sequence[str]) -> list[Part]:
     for name in names:
         if name not in PARTS and name not in families:
             near = difflib.get_close_matches(name, [*PARTS, *families], 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             sys.exit(f"no benchmark {name!r}{hint} Known: {', '.join(PARTS)}")
     wanted = names or tuple(families)
     return [part for name, part in PARTS.items() if name in wanted or name.partition(".")[0] in wanted]

@@ -90,5 +90,5 @@ class GraftedConfig(PretrainedConfig):
         return {**fields, "architectures": self.architectures} if self.architectures else fields
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The same as `to_dict`: what is written does not depend on anyone's defaults."""
+        """The same as `to_dict`, where every field of the base's own class is, whatever its default."""
         return self.to_dict()

@@ -1,7 +1,7 @@
-"""Uniform depth pruning: a student that is its teacher with fewer decoder layers, as the same standard class.
+"""Depth pruning: a model with fewer of its decoder layers, evenly spread or any others, as the same standard class.
 
 A pruned model needs no code of this project to load: its config says fewer layers, and everything the config lists per
-layer (`layer_types` and the like) is cut with them. Keeping every layer is bit-identical to the teacher. Dropping
+layer (`layer_types` and the like) is cut with them. Keeping every layer changes nothing, to the bit. Dropping
 whole layers and distilling the rest follows ShortGPT (arXiv 2403.03853) and Minitron (arXiv 2408.11796).
 """
 

@@ -27,6 +27,8 @@ class Sources:
     """Batches of token ids [B, T] of ordinary text, to measure activations on."""
     models: Sequence[PreTrainedModel] = ()
     """Further pretrained models of the same base, for grafts that combine several."""
+    seed: int = 0
+    """Of what is drawn at random."""
 
 
 class Graft(BaseModel, ABC):

@@ -101,11 +101,12 @@ def apply(
     *,
     calibration: Sequence[Tensor] = (),
     models: Sequence[PreTrainedModel] = (),
+    seed: int = 0,
 ) -> GraftedForCausalLM:
     """Put `grafts` on `model`, in order, after those it has; it is changed in place and returned as the grafted class.
 
-    `calibration` and `models` are `Sources`. No weight is held twice. ValueError, before anything has changed, when the
-    base is not supported or a graft does not fit it or the grafts before it.
+    `calibration`, `models` and `seed` are `Sources`. No weight is held twice. ValueError, before anything has
+    changed, when the base is not supported or a graft does not fit it or the grafts before it.
     """
     earlier = model.config.grafts if isinstance(model, GraftedForCausalLM) else ()
     base = model.config.base if isinstance(model, GraftedForCausalLM) else model.config
@@ -119,7 +120,7 @@ def apply(
         model.__class__, model._shared = kind, {}
     model.config = config
     for graft in grafts:
-        graft.convert(model, Sources(calibration, models))
+        graft.convert(model, Sources(calibration, models, seed))
     model.settle()
     return model
 

@@ -25,7 +25,7 @@ def graft_class(name: str) -> type[Graft]:
     """The class of the graft `name`; ValueError with the nearest known name when there is none."""
     if name not in GRAFTS:
         near = get_close_matches(name, GRAFTS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise ValueError(f"unknown graft '{name}'{hint} Known grafts: {', '.join(sorted(GRAFTS))}")
     module, _, attribute = GRAFTS[name].partition(":")
     return getattr(import_module(module), attribute)

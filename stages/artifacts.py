@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 from stages.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Schema = Literal["text", "tokens", "messages", "trajectories"]
 
 DATASET_COLUMNS: Final[Mapping[Schema, Mapping[str, str]]] = {
@@ -47,7 +51,7 @@ class Model(Artifact):
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of `config.json`; raises UserError when the directory is no model."""
-        return _read_json(self.path / "config.json", "a model directory has a config.json")
+        return read_json(self.path / "config.json", "a model directory has a config.json")
 
     @property
     def grafts(self) -> list[dict[str, Any]]:
@@ -69,8 +73,8 @@ class Dataset(Artifact):
 
     @cached_property
     def card(self) -> DatasetCard:
-        """What the dataset declares of itself; raises UserError when `dataset.json` is missing."""
-        return DatasetCard(**_read_json(self.path / "dataset.json", "a dataset directory has a dataset.json"))
+        """What the dataset declares of itself; raises UserError when `dataset.json` is missing, or another's."""
+        return from_fields(DatasetCard, self.path / "dataset.json", "a dataset directory has a dataset.json")
 
     @property
     def shards(self) -> list[Path]:
@@ -87,7 +91,7 @@ class Report(Artifact):
     @cached_property
     def content(self) -> dict[str, Any]:
         """The content of `report.json`."""
-        return _read_json(self.path / "report.json", "a report directory has a report.json")
+        return read_json(self.path / "report.json", "a report directory has a report.json")
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,28 @@ def write_json(file: Path, value: object) -> None:
 
 def tokenizer_fingerprint(tokenizer_json: Path) -> str:
     """Digest (16 hex digits) of a `tokenizer.json`, without the padding and truncation state a call leaves there."""
-    content = _read_json(tokenizer_json, "a tokenizer")
+    content = read_json(tokenizer_json, "a tokenizer")
     for state in ("padding", "truncation"):
         content.pop(state, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read_json(file: Path, expected: str) -> dict[str, Any]:
+def from_fields(kind: type[T], file: Path, expected: str) -> T:
+    """The dataclass whose fields are in `file`. Raises UserError naming those that it lacks or that nobody knows."""
+    found = read_json(file, expected)
+    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    lacking, unknown = sorted(needed - found.keys()), sorted(found.keys() - {each.name for each in fields(kind)})
+    if lacking or unknown:
+        told = [f"{what}: {', '.join(names)}" for what, names in (("lacks", lacking), ("unknown", unknown)) if names]
+        raise UserError(
+            f"the fields of {file} do not fit ({'; '.join(told)})",
+            fix="it was written by another version of regraft, or damaged: make it again",
+        )
+    return kind(**found)
+
+
+def read_json(file: Path, expected: str) -> dict[str, Any]:
+    """The object in `file`. Raises UserError when it is not there, with what is `expected`, or holds no JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,5 +157,7 @@ def _read_json(file: Path, expected: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}", fix="the file is damaged; make it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, expected an object")
+        raise UserError(
+            f"{file} holds a {type(content).__name__}, expected an object", fix="the file is damaged; make it again"
+        )
     return content

@@ -9,7 +9,8 @@ import importlib
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from inspect import isabstract
+from typing import Final, TypeGuard
 
 from stages.errors import UserError
 from stages.stage import Stage
@@ -109,9 +110,12 @@ def _load(name: str, target: str) -> type[Stage]:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{name!r}: importing {module_name} fails: {reason}", fix="mend the module") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Stage)):
-        classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Stage)]
-        raise UserError(
-            f"{name!r}: {module_name} has no stage {class_name!r}", fix=f"stages there: {', '.join(classes)}"
-        )
+    if not _is_stage(found):
+        there = ", ".join(key for key, value in vars(module).items() if _is_stage(value) and not isabstract(value))
+        fix = f"stages there: {there}" if there else "name a module that defines a subclass of stages.stage.Stage"
+        raise UserError(f"{name!r}: {module_name} has no stage {class_name!r}", fix=fix)
     return found
+
+
+def _is_stage(value: object) -> TypeGuard[type[Stage]]:
+    return isinstance(value, type) and issubclass(value, Stage)

@@ -21,7 +21,6 @@ from stages.registry import find
 from stages.source.generated import generated_tokenizer
 from stages.stage import Context
 
-METHODS = ("rtn", "gptq", "awq", "glowq")
 OF_FLOAT32 = Measure("peak, times the float32 weights", "less")
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.recursive [--loops 2] [--rank 16] [--rows 8]
 
 A random model, of the shape of SmolLM2-135M if nothing else is said, so that the figures are of speed alone: which
-tokens leave after a loop is drawn by lot. `generate` gets all prompts of a batch at one length, which is
+tokens leave after a loop is drawn by lot. Without an exit rule the head runs after the last loop alone; with one, after
+each. `generate` gets all prompts of a batch at one length, which is
 its best case. The contenders take turns in one process, in opposite orders, after one turn each that does not count.
 """
 
@@ -66,7 +67,7 @@ def measure(options: argparse.Namespace) -> Findings:
         made = decoder.generate(ids_NT.tolist(), options.tokens)
         loops[share] = sum(sum(one.loops) for one in made) / (options.prompts * options.tokens)
 
-    contenders = {f"depth-wise, {share:.0%} leave": (lambda share=share: depthwise(share)) for share in shares}
+    contenders = {_named(share): (lambda share=share: depthwise(share)) for share in shares}
     turns = take_turns({GENERATE: lambda: _generate(model, ids_NT, options), **contenders}, options.repetitions)
     total = options.prompts * options.tokens
     findings = Findings(_setting(options))
@@ -75,6 +76,10 @@ def measure(options: argparse.Namespace) -> Findings:
     for name in contenders:
         findings.compare(name, GENERATE, SPEED)
     return findings
+
+
+def _named(share: float) -> str:
+    return f"depth-wise, {share:.0%} leave" if share else "depth-wise, no exit rule"
 
 
 def _setting(options: argparse.Namespace) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.measuring import SEED, Listener, arguments, clocks, in_our_order, result, training
+from benchmarks.training.measuring import SEED, Listener, arguments, clocks, forget_peak, in_our_order, result, training
 from grafts.loader import load_model
 from stages.artifacts import Dataset, Model
 from stages.distill.cache import CacheParameters, DistillCache
 from stages.distill.logits import DistillLogits
-from stages.distill.settings import DistillParameters
+from stages.distill.settings import LogitsParameters
 from stages.stage import Context
 
 
@@ -22,13 +22,14 @@ def measure_online(task: dict[str, Any]) -> dict[str, float]:
 
 
 def measure_cached(task: dict[str, Any]) -> dict[str, float]:
-    """`distill.logits` with the 64 likeliest tokens at each position; the teacher has gone before the clock starts."""
+    """`distill.logits` with the 64 likeliest tokens at each position; the teacher has gone before anything counts."""
     out = Path(task["scratch"]) / "said"
     stage = DistillCache(CacheParameters(top_k=64))
     inputs = {"teacher": Model(Path(task["model"])), "data": Dataset(Path(task["data"]))}
     stage.run(Context(inputs, out=out, scratch=out / "scratch", seed=SEED))
     said = Dataset(next(path for path in out.iterdir() if list(path.glob("*.parquet"))))
     num_bytes = sum(file.stat().st_size for file in said.path.glob("*.parquet"))
+    forget_peak()
     tokens = (task["steps"] + 1) * task["batch"] * task["length"]
     return {**_measure(task, {"cache": said}), "cache_bytes_per_token": num_bytes / tokens}
 
@@ -37,7 +38,7 @@ def _measure(task: dict[str, Any], more: dict[str, Any]) -> dict[str, float]:
     heard, scratch = Listener(), Path(task["scratch"])
     inputs = {"teacher": Model(Path(task["model"])), "student": Model(Path(task["student"]))}
     inputs |= {"data": Dataset(Path(task["data"])), **more}
-    stage = DistillLogits(DistillParameters(**training(task)))
+    stage = DistillLogits(LogitsParameters(**training(task)))
     stage.run(Context(inputs, out=scratch / "out", scratch=scratch / "work", seed=SEED, emit=heard))
     return result(task, heard.ends, heard.losses)
 

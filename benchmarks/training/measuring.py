@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from stages.artifacts import Dataset
 from stages.data.windows import TokenWindows
+from stages.memory import reset_peak_memory
 from stages.training.order import global_batch
 from stages.training.telemetry import peak_memory
 
@@ -84,6 +86,14 @@ class Listener:
         if event["event"] == "curve":
             self.ends.append(clocks())
             self.losses.append(event["values"]["loss"])
+
+
+def forget_peak() -> None:
+    """Begin to measure memory anew, after something that does not count has gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory()
 
 
 def result(task: dict[str, Any], ends: list[Clocks], losses: list[float]) -> dict[str, float]:

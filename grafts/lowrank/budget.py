@@ -1,4 +1,4 @@
-"""What the same bytes buy: the rank of a correction, shared or separate, or codes of more bits in smaller groups.
+"""What bytes buy: the rank of a correction, shared or separate; and the bytes that codes take.
 
 File sizes alone decide here, so that a comparison can be made at equal bytes before anything is computed.
 """
@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from grafts.lowrank.comparators import Shape
 from grafts.packing import packed_bytes
 from grafts.rtn import Bits
+
+
+class Shape(NamedTuple):
+    """What decides the size of a group's correction."""
+
+    outputs: tuple[int, ...]
+    """O_i of each module"""
+    inputs: int
 
 
 def correction_bytes(shapes: Sequence[Shape], rank: int, *, shared: bool, value_bytes: int = 2) -> int:
@@ -40,20 +47,6 @@ class Grid(NamedTuple):
 
     bits: Bits
     group_size: int
-
-
-def grid_of_bytes(
-    shapes: Sequence[Shape], num_bytes: float, group_sizes: Sequence[int], *, symmetric: bool, scale_bytes: int = 2
-) -> Grid | None:
-    """The grid of most bits, then of smallest groups, whose codes take at most `num_bytes`; None when none does.
-
-    What "spend the same bytes on more bits" means for a model that is stored in one way throughout.
-    """
-    grids = (Grid(bits, size) for bits in sorted(get_args(Bits), reverse=True) for size in sorted(group_sizes))
-    fitting = (
-        grid for grid in grids if codes_bytes(shapes, grid, symmetric=symmetric, scale_bytes=scale_bytes) <= num_bytes
-    )
-    return next(fitting, None)
 
 
 def codes_bytes(shapes: Sequence[Shape], grid: Grid, *, symmetric: bool, scale_bytes: int = 2) -> int:

@@ -1,7 +1,7 @@
 """What GlowQ is to be compared with: one correction a module, and the same bytes spent another way.
 
-All of them are the truncated singular value decomposition of E S for some positive S; they differ in what they let S
-know of the inputs x. Comparisons are honest at equal bytes, which `rank_for` and `selection.choose` give.
+Corrections of one module are truncated singular value decompositions of E S for some positive diagonal S; they differ
+in what they let S know of the inputs x. Comparisons are honest at equal bytes: `budget` has the ranks for them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from grafts.lowrank.covariance import Roots, diagonal_roots, roots
-from grafts.lowrank.glowq import Correction, solve
+from grafts.lowrank.covariance import Roots, diagonal_roots
 from grafts.lowrank.selection import choose, ranked
 
-Method = Literal["zeroquant", "lqer", "qera_approx", "qera_exact"]
+Method = Literal["zeroquant", "lqer", "qera_approx"]
+"""What S holds; QERA's exact solution (arXiv 2410.06040, theorem 1) is GlowQ's for a group of one."""
 
 
 def zeroquant(covariance_II: Tensor, magnitude_I: Tensor) -> Roots:  # noqa: ARG001, one signature for all
@@ -34,48 +34,11 @@ def qera_approx(covariance_II: Tensor, magnitude_I: Tensor) -> Roots:  # noqa: A
     return diagonal_roots(covariance_II.diagonal())
 
 
-def qera_exact(covariance_II: Tensor, magnitude_I: Tensor) -> Roots:  # noqa: ARG001
-    """S is Sigma^{1/2}: exact for the module. arXiv 2410.06040, theorem 1."""
-    return roots(covariance_II)
-
-
 METHODS: Final[Mapping[Method, Callable[[Tensor, Tensor], Roots]]] = {
     "zeroquant": zeroquant,
     "lqer": lqer,
     "qera_approx": qera_approx,
-    "qera_exact": qera_exact,
 }
-
-
-def solve_separately(
-    errors: Sequence[Tensor], weighting: Roots, rank: int, *, seed: int = 0, randomised: bool = True
-) -> list[Correction]:
-    """A correction of its own, with a right factor of its own, for each of `errors`."""
-    return [solve([error], weighting, rank, seed=seed, randomised=randomised) for error in errors]
-
-
-class Shape(NamedTuple):
-    """What decides the size of a group's correction."""
-
-    outputs: tuple[int, ...]
-    """O_i of each module"""
-    inputs: int
-
-
-def num_values(shape: Shape, rank: int, *, shared: bool) -> int:
-    """Numbers that the factors of rank `rank` hold: R (sum of O_i + I), or R (O_i + I) for each module."""
-    num_right = 1 if shared else len(shape.outputs)
-    return rank * (sum(shape.outputs) + num_right * shape.inputs)
-
-
-def rank_for(shape: Shape, budget: int, *, shared: bool) -> int:
-    """The largest rank whose factors hold at most `budget` numbers; it never exceeds what the errors can have."""
-    return min(budget // num_values(shape, 1, shared=shared), shape.inputs, sum(shape.outputs))
-
-
-def rank_of_equal_size(shape: Shape, separate_rank: int) -> int:
-    """The rank of a shared correction that is as large as separate ones of rank `separate_rank`, rounded down."""
-    return rank_for(shape, num_values(shape, separate_rank, shared=False), shared=True)
 
 
 class Upgrade(NamedTuple):

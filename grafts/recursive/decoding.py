@@ -57,12 +57,14 @@ class DepthwiseDecoder:
 
     Without `leaves` every token runs all loops and the result is that of greedy `generate`. `max_length` counts the
     tokens of the longest prompt and what is decoded after it. Low-rank differences are those that the model had when
-    the decoder was made. ValueError for a model that is not recursive.
+    the decoder was made. ValueError for a model that is not recursive, or no rows.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, num_rows: int, max_length: int, leaves: ExitRule | None = None
     ) -> None:
+        if num_rows < 1:
+            raise ValueError(f"num_rows is {num_rows}: at least one sequence has to be decoded at a time")
         self.model, self.leaves, self.core = model.eval(), leaves, _core(model)
         self.num_rows = num_rows
         self.cache = Cache(num_rows, max_length)

@@ -64,14 +64,14 @@ class Recursive(Graft):
             for owner in core.owners:
                 self._relax(layers[owner])
 
-    def convert(self, model: PreTrainedModel, sources: Sources) -> None:  # noqa: ARG002, the weights say it all
+    def convert(self, model: PreTrainedModel, sources: Sources) -> None:
         """The same, with shared weights and differences made of the weights that the layers have."""
         self.build(model)
         if self.loops == 1:
             return
         core, layers = self.core(model.config), decoder_layers(model)
         shared = dict(self._shared_weights(core, layers))  # all of them, before the first is written
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(sources.seed)
         for (owner, name), weight in shared.items():
             linear, is_matrix = name.removesuffix(".linear.weight"), name.endswith(".linear.weight")
             for layer in core.runs(owner) if self.rank and is_matrix else ():

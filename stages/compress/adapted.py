@@ -28,21 +28,19 @@ class AdaptedLinear(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, linear: nn.Linear, mask_OI: Tensor, kind: LowRank, rank: int, scale: float, seed: int) -> None:
+    def __init__(
+        self, linear: nn.Linear, mask_OI: Tensor, kind: LowRank, rank: int, scale: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.linear, self.kind, self.scale = linear, kind, scale
         self.register_buffer("mask", mask_OI)
         weight = linear.weight.requires_grad_(False)
-        left, right = _initial(kind, weight.shape[0], weight.shape[1], rank, seed)
+        left, right = _initial(kind, weight.shape[0], weight.shape[1], rank, generator)
         self.left, self.right = nn.Parameter(left.to(weight)), nn.Parameter(right.to(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
         return functional.linear(x, self.weight(), self.linear.bias)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The same without the bias."""
-        return functional.linear(x, self.weight())
 
     def weight(self) -> Tensor:
         """The weight that is trained with, [O, I]."""
@@ -54,10 +52,14 @@ class AdaptedLinear(nn.Module):
                 return self.linear.weight + self.scale * product_OI * self.mask
         return self.linear.weight + self.scale * product_OI
 
+    def merged_weight(self) -> Tensor:
+        """The weight that is written, pruned as before, [O, I]."""
+        return self.weight().masked_fill(~self.mask, 0)
+
     def merged(self) -> nn.Linear:
         """The linear with the adapter inside, pruned as before."""
         with torch.no_grad():
-            self.linear.weight.copy_(self.weight().masked_fill(~self.mask, 0))
+            self.linear.weight.copy_(self.merged_weight())
         return self.linear
 
 
@@ -93,15 +95,22 @@ def reset(module: AdaptedLinear) -> None:
             module.left.zero_()
 
 
-def adapt(model: nn.Module, masks: dict[str, Tensor], kind: Adapter, rank: int, scale: float) -> None:
-    """Put an adapter beside every linear that has a mask, in place; `full` has neither rank nor scale."""
-    for seed, (name, mask_OI) in enumerate(masks.items()):
+def adapt(model: nn.Module, masks: dict[str, Tensor], kind: Adapter, rank: int, scale: float, seed: int) -> None:
+    """Put an adapter, drawn by `seed`, beside every linear that has a mask, in place; `full` has nothing to draw."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, mask_OI in masks.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
         if kind == "full":
             model.set_submodule(name, MaskedLinear(linear, mask_OI))
         else:
-            model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, seed))
+            model.set_submodule(name, AdaptedLinear(linear, mask_OI, kind, rank, scale, generator))
+
+
+def num_trained(model: nn.Module) -> int:
+    """How many numbers of `model` train: of a masked linear those that stayed."""
+    pruned = sum((~each.mask).sum().item() for each in model.modules() if isinstance(each, MaskedLinear))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - int(pruned)
 
 
 def merge(model: nn.Module) -> None:
@@ -111,10 +120,10 @@ def merge(model: nn.Module) -> None:
         model.set_submodule(name, module.merged())
 
 
-def _initial(kind: LowRank, num_out: int, num_in: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+def _initial(kind: LowRank, num_out: int, num_in: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """B and A: of ones over the root of the rank where they multiply, else B of zeros, as LoRA starts."""
     if kind == "scale_lora":
         return torch.full((num_out, rank), rank**-0.5), torch.full((rank, num_in), rank**-0.5)
     bound = num_in**-0.5
-    drawn = torch.rand(rank, num_in, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.rand(rank, num_in, generator=generator)
     return torch.zeros(num_out, rank), drawn * 2 * bound - bound

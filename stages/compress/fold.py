@@ -12,7 +12,7 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import SUPPORTED, check_data, check_plain
+from stages.training.checks import check_data, check_plain, check_supported
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, TrainingParameters
@@ -90,16 +90,20 @@ class CompressFold(Stage):
         """A standard model with layers to spare, which divide into groups."""
         model: Model = inputs["model"]
         check_plain("model", model, "its layers cannot be dropped or shared", fix="fold first")
-        _check_layers(model.config, shared=self.params.group > 1)
+        fix = "take a model of one of these, or `depth_fraction` of `distill.logits`, which takes any"
+        check_supported(model, "layers", fix=fix)
+        if self.params.group > 1:
+            _check_one_kind(model.config)
         num_layers = text_config(model.config)["num_hidden_layers"]
         num_kept = self.params.num_kept(num_layers)
         if num_layers < 2:
             raise UserError(f"the model has {num_layers} layer, nothing can be dropped", fix="take a deeper one")
         if num_kept % self.params.group:
-            fitting = [n for n in range(2, num_layers + 1) if n % self.params.group == 0]
+            fitting = ", ".join(str(n) for n in range(2, num_layers + 1) if n % self.params.group == 0)
+            share = f"choose removed_fraction so that one of {fitting} stays, or another group"
             raise UserError(
                 f"{num_kept} of {num_layers} layers stay, which do not divide into groups of {self.params.group}",
-                fix=f"choose removed_fraction so that one of {', '.join(map(str, fitting))} stays, or another group",
+                fix=share if fitting else f"set a group of {num_layers} or less",
             )
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
@@ -107,26 +111,24 @@ class CompressFold(Stage):
 
     def run(self, context: Context) -> None:
         """Train gates, drop, share, save, measure and report."""
+        from grafts.arithmetic import dtype_name
         from stages.compress.folding import Folding
         from stages.training.launch import run_training
+        from stages.training.precision import settled, torch_dtype
 
-        recipe = Folding.of(self.params, context)
-        result = run_training(recipe, self.params, context)
+        dtype = torch_dtype(settled(self.params.precision, gpus=context.resources.gpus > 0))
+        recipe = Folding.of(self.params, context, dtype)
+        result = run_training(recipe, self.params.model_copy(update={"precision": "fp32"}), context)
         context.metrics(**result.figures, **result.cost)
         chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
-        details = {**chosen, **result.details(self.params, context.seed)}
+        details = {**chosen, **result.details(self.params, context.seed), "computed_in": dtype_name(dtype)}
         write_report(context.output("report"), "Folding of layers", result.figures, details)
 
 
-def _check_layers(config: Mapping[str, Any], *, shared: bool) -> None:
-    """The layers are found by name, and any two can share weights if they are to: gates say only later which do."""
-    if config.get("model_type") not in SUPPORTED:
-        raise UserError(
-            f"the layers of a {config.get('model_type')} are not known: supported are {', '.join(SUPPORTED)}",
-            fix="take a model of one of these, or `depth_fraction` of `distill.logits`, which takes any",
-        )
+def _check_one_kind(config: Mapping[str, Any]) -> None:
+    """Any two layers can share weights: gates say only later which do."""
     kinds = set(config.get("layer_types") or ())
-    if shared and len(kinds) > 1:
+    if len(kinds) > 1:
         raise UserError(
             f"neighbours cannot share weights: the layers are of several kinds, {' and '.join(sorted(kinds))}",
             fix="set `group: 1`",

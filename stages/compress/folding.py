@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.errors import UserError
 from stages.training.cross_entropy import cross_entropy
 from stages.training.language_model import LanguageModelling
+from stages.training.precision import written_dtype
 from stages.training.recipe import Batch, Loss, Worker
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ class Folding(LanguageModelling):
     """Next-token prediction of a frozen model in which only the gates of its layers are trained."""
 
     params: FoldParameters
+    frozen_dtype: torch.dtype
+    """What the frozen model computes in. The gates are float32: in bfloat16, near 1, a step of theirs is 0.004."""
     chosen: Path
     """File for the gates and the layers that stayed, as JSON."""
     _frozen: PreTrainedModel | None = None
 
     @classmethod
-    def of(cls, params: FoldParameters, context: Context) -> Folding:
+    def of(cls, params: FoldParameters, context: Context, frozen_dtype: torch.dtype) -> Folding:
         """The folding that a stage's parameters and inputs ask for."""
         return cls(
             model=context.model("model"),
@@ -47,13 +51,14 @@ class Folding(LanguageModelling):
             cache=context.scratch / "windows",
             out=context.output("model"),
             params=params,
+            frozen_dtype=frozen_dtype,
             chosen=context.scratch / "gates.json",
         )
 
     def prepare(self, worker: Worker) -> None:
         """Map the data and load the model, frozen."""
         super().prepare(worker)
-        self._frozen = load_model(self.model.path, dtype=worker.dtype).to(worker.device).requires_grad_(False)
+        self._frozen = load_model(self.model.path, dtype=self.frozen_dtype).to(worker.device).requires_grad_(False)
 
     @property
     def frozen(self) -> PreTrainedModel:
@@ -72,7 +77,7 @@ class Folding(LanguageModelling):
             logits_PV = self.frozen(input_ids=ids_BT[:, :-1], use_cache=False).logits.flatten(0, 1)
         ce, params = cross_entropy(logits_PV, ids_BT[:, 1:].flatten()), self.params
         share = params.num_kept(len(gates_L)) / len(gates_L)
-        cost = batch.num_targets * penalty(gates_L.float(), share, self._polarisation(model), params.budget)
+        cost = batch.num_targets * penalty(gates_L, share, self._polarisation(model), params.budget)
         return Loss(ce + cost, {"ce": ce.detach(), "gates": cost.detach()})
 
     def _polarisation(self, engine: Any) -> float:
@@ -82,14 +87,16 @@ class Folding(LanguageModelling):
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Drop the layers with the lowest gates, share the others' weights, save and measure."""
+        assert isinstance(model, Gates), f"expected gates, got {type(model).__name__}"
         gates = [round(gate, 6) for gate in model().tolist()]
         layers = kept_layers(gates, self.params.num_kept(len(gates)))
         self.chosen.write_text(json.dumps({"gates": gates, "layers": layers}), encoding="utf-8")
         before = sum(p.numel() for p in self.frozen.parameters())
         folded = self._shared(keep_layers(self.frozen, layers))
-        save_model(folded, self.out, tokenizer_from=self.model.path, dtype=self.worker.stored)
+        save_model(folded, self.out, tokenizer_from=self.model.path, dtype=written_dtype(self.params.precision))
         count = sum(p.numel() for p in folded.parameters())
-        decided = sum(gate in (0, 1) for gate in gates) / len(gates)
+        trained = gates[model.num_ends : len(gates) - model.num_ends]
+        decided = sum(gate in (0, 1) for gate in trained) / len(trained)
         sizes = {"layers": len(layers), "parameters": count, "parameters_ratio": count / before}
         figures = {**sizes, "gates_decided": decided}
         if self._held is None:

@@ -52,9 +52,9 @@ class _Clamped(torch.autograd.Function):
 
 @contextmanager
 def gated(model: PreTrainedModel, gates_L: Tensor) -> Iterator[None]:
-    """Let each layer of `model` count by its gate, for a while."""
+    """Let each layer of `model` count by its gate, for a while; exactly the model where all are 1, or deletion at 0."""
     handles = [
-        layer.register_forward_hook(lambda _module, x, y, gate=gate: x[0] + gate * (y - x[0]))
+        layer.register_forward_hook(lambda _module, x, y, gate=gate: torch.lerp(x[0], y, gate))
         for layer, gate in zip(decoder_layers(model), gates_L, strict=True)
     ]
     try:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.compress.mask_file import require_masks
 from stages.errors import UserError
-from stages.evaluate.matching import first_difference
+from stages.evaluate.matching import first_difference, text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
@@ -19,6 +19,8 @@ from stages.training.settings import TRAINED, TrainingParameters
 
 LINEARS: Final = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 """Fields of a config that decide which linears there are, and their shapes."""
+DERIVED: Final = ("num_key_value_heads", "head_dim")
+"""More of them, which a config may leave out where they follow from the others."""
 
 
 class PerpParameters(TrainingParameters):
@@ -121,7 +123,9 @@ class CompressPerp(Stage):
 
 def _check_same_linears(parent: Model, model: Model) -> None:
     """Every linear of the model is there in its parent, in the same shape."""
-    if differs := first_difference(parent, model, LINEARS):
+    configs = [text_config(each.config) for each in (parent, model)]
+    said = [name for name in DERIVED if all(config.get(name) is not None for config in configs)]
+    if differs := first_difference(parent, model, (*LINEARS, *said)):
         name, theirs, ours = differs
         raise UserError(
             f"linears are fitted to those of `parent`: it has {name} {theirs}, the pruned model {ours}",

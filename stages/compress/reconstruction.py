@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from grafts.loader import load_model
@@ -21,15 +22,18 @@ class Reconstructed(nn.Module):
         super().__init__()
         self.names, self.linears = list(linears), nn.ModuleList(linears.values())
 
-    def forward(self, parent: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    def forward(self, parent: PreTrainedModel, ids_BT: Tensor, *, merged: bool = False) -> Tensor:
         """|W x - W' x|^2 / |W x|^2 at the inputs x of each of `parent`'s linears, summed over tokens, [linears].
 
-        The inputs are those of the dense model, so linears do not depend on each other.
+        The inputs are those of the dense model, so linears do not depend on each other. W' is the weight that is
+        trained with, or with `merged` the one that is written.
         """
         found: list[Tensor | None] = [None] * len(self.names)
 
         def compare(index: int, dense: nn.Linear, x: Tensor) -> None:
-            found[index] = _relative_error(nn.functional.linear(x, dense.weight), self.linears[index].product(x))
+            ours = self.linears[index]
+            weight_OI = ours.merged_weight() if merged else ours.weight()
+            found[index] = _relative_error(linear(x, dense.weight), linear(x, weight_OI))
 
         handles = []
         for index, name in enumerate(self.names):
@@ -100,9 +104,9 @@ class Reconstruction(Retraining):
 
     @torch.no_grad()
     def _errors(self, model: nn.Module, windows_NT: Tensor) -> Tensor:
-        """The mean relative error of each linear on `windows_NT`."""
+        """The mean relative error of each linear, as it would be written, on `windows_NT`."""
         batches = windows_NT.to(self.worker.device).split(self.measure_batch)
-        sums = [model(self.dense, ids_BT).double().cpu() for ids_BT in batches]
+        sums = [model(self.dense, ids_BT, merged=True).double().cpu() for ids_BT in batches]
         return torch.stack(sums).sum(0) / windows_NT.numel()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grafts.loader import load_model
 from stages.artifacts import Model
-from stages.compress.adapted import adapt, merge
+from stages.compress.adapted import adapt, merge, num_trained
 from stages.compress.masks import load_masks, save_masks
 from stages.compress.pruning import apply_masks, decoder_linears
 from stages.errors import StageError
@@ -25,6 +25,8 @@ class Retraining(LanguageModelling):
     """Next-token prediction in few parameters of a pruned model."""
 
     params: PerpParameters
+    seed: int
+    """Of the adapters."""
 
     @classmethod
     def of(cls, params: PerpParameters, context: Context) -> Retraining:
@@ -41,6 +43,7 @@ class Retraining(LanguageModelling):
             cache=context.scratch / "windows",
             out=context.output("model"),
             params=params,
+            seed=context.seed,
         )
 
     def build(self) -> nn.Module:
@@ -51,12 +54,13 @@ class Retraining(LanguageModelling):
         for parameter in model.parameters():
             parameter.requires_grad_(self.params.vectors and parameter.ndim == 1)
         if self.params.adapter != "none":
-            adapt(model, masks, self.params.adapter, self.params.rank, self.params.alpha / self.params.rank)
+            scale = self.params.alpha / self.params.rank
+            adapt(model, masks, self.params.adapter, self.params.rank, scale, self.seed)
         return model
 
     def finish(self, model: nn.Module) -> dict[str, float]:
         """Merge, save with the masks, and measure."""
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trained = num_trained(model)
         merge(model)
         masks = load_masks(self.model.path)
         sparsity = require_pruned(decoder_linears(model), masks)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from stages.artifacts import Dataset, Model, write_json
+from stages.artifacts import Dataset, Model, from_fields, write_json
 from stages.errors import UserError
 
 FILE: Final = "teacher.json"
@@ -30,14 +29,10 @@ class CacheCard:
     @classmethod
     def of(cls, dataset: Dataset) -> CacheCard:
         """The card of `dataset`. Raises UserError when it is no cache of a teacher."""
-        try:
-            fields: dict[str, Any] = json.loads((dataset.path / FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            fix = "give the result of a `distill.cache`"
-            raise UserError(
-                f"{dataset.path} is no cache of a teacher: it has no {FILE}", where="cache", fix=fix
-            ) from None
-        return cls(**fields)
+        file, fix = dataset.path / FILE, "give the result of a `distill.cache`"
+        if not file.exists():
+            raise UserError(f"{dataset.path} is no cache of a teacher: it has no {FILE}", where="cache", fix=fix)
+        return from_fields(cls, file, fix)
 
     def write(self, directory: Path) -> None:
         """Write `teacher.json` into `directory`."""

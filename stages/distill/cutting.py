@@ -50,9 +50,9 @@ def fresh(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A model of the same configuration and type with weights of its own, drawn by `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+        made = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
     made.generation_config = copy.deepcopy(model.generation_config)
-    return made.to(model.dtype)
+    return made
 
 
 def kept_width(scores: Importance, shape: Shape, layers: Sequence[int]) -> Kept:

@@ -10,8 +10,12 @@ Pairs = Sequence[tuple[int, int]]
 """(student's layer, teacher's layer), from 0."""
 
 
-def layer_pairs(layer_map: Pairs | None, num_student: int, num_teacher: int) -> Pairs:
-    """`layer_map`, or without one every layer of the student with one as deep. UserError when one is not there."""
+def layer_pairs(layer_map: Pairs | None, num_student: int, num_teacher: int, *, hidden: bool) -> Pairs:
+    """`layer_map`, or without one every layer of the student with one as deep. UserError when one is not there.
+
+    `hidden`: hidden states are compared, which the final norm has changed behind a model's last layer; a pair of a last
+    layer and another is refused as well.
+    """
     for ours, theirs in layer_map or ():
         if ours >= num_student or theirs >= num_teacher:
             raise UserError(
@@ -19,7 +23,15 @@ def layer_pairs(layer_map: Pairs | None, num_student: int, num_teacher: int) -> 
                 f"{num_teacher}, counted from 0",
                 fix="name layers that are there, or leave layer_map out",
             )
-    return pairs_by_depth(num_student, num_teacher) if layer_map is None else layer_map
+    pairs = pairs_by_depth(num_student, num_teacher) if layer_map is None else layer_map
+    for ours, theirs in pairs if hidden else ():
+        if (ours == num_student - 1) != (theirs == num_teacher - 1):
+            raise UserError(
+                f"hidden states of the pair ({ours}, {theirs}) cannot be compared: a last layer's are behind the "
+                f"final norm; the last layer is {num_student - 1} in the student, {num_teacher - 1} in the teacher",
+                fix="pair the last layer with the last, in layer_map, or set hidden_weight: 0",
+            )
+    return pairs
 
 
 def pairs_by_depth(num_student: int, num_teacher: int) -> Pairs:

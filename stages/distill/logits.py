@@ -7,12 +7,12 @@ self. The result is a model of the teacher's standard class with its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.distill.cache_card import CacheCard
 from stages.distill.layer_map import layer_pairs
-from stages.distill.settings import DistillParameters
+from stages.distill.settings import DistillParameters, LogitsParameters
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input, Output, Stage
@@ -20,7 +20,7 @@ from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED
 
-__all__ = ["DistillLogits", "DistillParameters"]
+__all__ = ["DistillLogits", "DistillParameters", "LogitsParameters"]
 
 
 class DistillLogits(Stage):
@@ -31,7 +31,7 @@ class DistillLogits(Stage):
     the report tells KL to the teacher, perplexity ratio and top-1 agreement.
     """
 
-    Params = DistillParameters
+    Params: ClassVar[type[DistillParameters]] = LogitsParameters
     inputs = {
         "teacher": Input(Model),
         "data": Input(Dataset, schema="tokens"),
@@ -55,7 +55,7 @@ class DistillLogits(Stage):
         """One tokenizer and vocabulary everywhere, windows that fit, layers to prune or compare, the right cache."""
         teacher, student = inputs["teacher"], inputs.get("student")
         if student is None:
-            _check_depth(teacher)
+            _check_depth(self.params, teacher)
         else:
             check_one_vocabulary(teacher, student)
             _check_layers(self.params, teacher, student)
@@ -79,7 +79,10 @@ class DistillLogits(Stage):
         write_report(context.output("report"), "Logit distillation", result.figures, details)
 
 
-def _check_depth(teacher: Model) -> None:
+def _check_depth(params: DistillParameters, teacher: Model) -> None:
+    """Layers can be dropped, and the layers that are named are there afterwards."""
+    from grafts.depth import num_kept_layers
+
     if teacher.grafts:
         raise UserError(
             f"the teacher has grafts ({', '.join(graft['name'] for graft in teacher.grafts)}), no layer can be dropped",
@@ -91,6 +94,10 @@ def _check_depth(teacher: Model) -> None:
             f"the teacher's config.json says num_hidden_layers {num_layers}, pruning by depth needs at least 2",
             fix="give a student as input `student`",
         )
+    assert isinstance(params, LogitsParameters), "all others are given a student"
+    if params.compares_layers and params.layer_map is not None:
+        num_kept = num_kept_layers(num_layers, params.depth_fraction)
+        layer_pairs(params.layer_map, num_kept, num_layers, hidden=params.hidden_weight > 0)
 
 
 def _check_layers(params: DistillParameters, teacher: Model, student: Model) -> None:
@@ -99,16 +106,17 @@ def _check_layers(params: DistillParameters, teacher: Model, student: Model) -> 
         return
     configs = [text_config(model.config) for model in (student, teacher)]
     for weight, name, what in (
-        (params.hidden_weight, "hidden_size", "hidden states"),
-        (params.attention_weight, "num_attention_heads", "attention patterns"),
+        ("hidden_weight", "hidden_size", "hidden states"),
+        ("attention_weight", "num_attention_heads", "attention patterns"),
     ):
         found = [config.get(name) for config in configs]
-        if weight and found[0] != found[1]:
+        if getattr(params, weight) and found[0] != found[1]:
             raise UserError(
                 f"{what} cannot be compared: the student has {name} {found[0]}, the teacher {found[1]}",
-                fix="take a student of the teacher's width, or set that weight to 0",
+                fix=f"take a student with the teacher's {name}, or set {weight}: 0",
             )
-    layer_pairs(params.layer_map, configs[0]["num_hidden_layers"], configs[1]["num_hidden_layers"])
+    depths = [config["num_hidden_layers"] for config in configs]
+    layer_pairs(params.layer_map, *depths, hidden=params.hidden_weight > 0)
 
 
 def _check_prompt(params: DistillParameters, data: Dataset) -> None:

@@ -44,7 +44,7 @@ def convert(params: RecursiveParameters, context: Context) -> Converted:
     model = load_model(source, dtype=stored_dtype(source))
     before = _num_parameters(model)
     try:
-        looped = grafts.apply(model, [graft])
+        looped = grafts.apply(model, [graft], seed=context.seed)
     except ValueError as error:
         raise UserError(str(error), fix="see docs/methods/recursive.md for what can be looped") from error
     save_model(looped, path, tokenizer_from=source)

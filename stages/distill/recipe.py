@@ -19,6 +19,7 @@ from stages.distill.cached import CachedTeacher, top_teacher
 from stages.distill.layer_map import Pairs, layer_pairs
 from stages.distill.losses import Mix, distill_loss
 from stages.distill.sampling import is_sampled
+from stages.distill.settings import LogitsParameters
 from stages.distill.teachers import Teacher, WholeTeacher
 from stages.distill.terms import LayerTerms
 from stages.distill.text import Text
@@ -155,6 +156,7 @@ class Distillation(WindowRecipe):
     def _kept(self) -> list[int]:
         """The teacher's layers that its pruned self keeps."""
         num_layers = text_config(self.teacher.config)["num_hidden_layers"]
+        assert isinstance(self.params, LogitsParameters), "all others are given a student"
         return uniform_layers(num_layers, num_kept_layers(num_layers, self.params.depth_fraction))
 
     def _layer_terms(self) -> LayerTerms:
@@ -163,13 +165,14 @@ class Distillation(WindowRecipe):
         return LayerTerms(params.hidden_weight, params.attention_weight, pairs)
 
     def _pairs(self) -> Pairs:
-        """Which layers are compared. Raises UserError when one that is named is not there."""
+        """Which layers are compared."""
+        hidden = self.params.hidden_weight > 0
         num_teacher = text_config(self.teacher.config)["num_hidden_layers"]
         if self.student is not None:
             num_student = text_config(self.student.config)["num_hidden_layers"]
-            return layer_pairs(self.params.layer_map, num_student, num_teacher)
+            return layer_pairs(self.params.layer_map, num_student, num_teacher, hidden=hidden)
         kept = self._kept()
-        return layer_pairs(self.params.layer_map or list(enumerate(kept)), len(kept), num_teacher)
+        return layer_pairs(self.params.layer_map or list(enumerate(kept)), len(kept), num_teacher, hidden=hidden)
 
     def _measure(self, model: nn.Module) -> Distance | None:
         if self.live.heldout is None:

@@ -13,7 +13,7 @@ from stages.distill.settings import DistillParameters
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.stage import Context, Input
-from stages.training.checks import check_plain
+from stages.training.checks import check_plain, check_supported
 from stages.training.settings import TRAINED
 
 
@@ -51,10 +51,10 @@ class RecursiveParameters(DistillParameters):
         looped = {"loops": 2, "begin": 0, "end": 0, "rank": min(self.rank, 4)}
         return super().smoke().replaced(**looped)
 
-    def smaller(self, workers: int) -> Self | None:
-        """As for all distillation, but weights stay whole where exits read them."""
-        last = self.micro_batch == 1 and self.activation_checkpointing and self.zero_stage == 2
-        return None if last and self.exit_weight else super().smaller(workers)
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether weights are read outside of the forward pass, as exits do, and generating."""
+        return bool(self.exit_weight) or super().needs_whole_weights
 
 
 class DistillRecursive(DistillLogits):
@@ -80,6 +80,7 @@ class DistillRecursive(DistillLogits):
         """A standard teacher whose layers divide into the loops, and what all distillation asks for."""
         teacher: Model = inputs["teacher"]
         check_plain("teacher", teacher, "its layers cannot share weights", fix="loop first, then convert further")
+        check_supported(teacher, "layers", fix="take a teacher of one of these")
         _check_loops(self.params, text_config(teacher.config))
         super().check({**inputs, "student": teacher})
 

@@ -15,10 +15,8 @@ Layer = Annotated[int, Field(ge=0)]
 
 
 class DistillParameters(TrainingParameters):
-    """How to distil: the student, the loss, and the training itself."""
+    """How to distil: the loss, and the training itself."""
 
-    depth_fraction: Annotated[float, Field(gt=0, le=1)] = 2 / 3
-    """Share of the teacher's layers that the student keeps (at least 2); unused when a student is given."""
     divergence: Divergence = "forward_kl"
     """What is minimised between the next-token distributions: `forward_kl` (to the teacher's whole distribution),
     `reverse_kl` (to its best tokens), or `jsd` between the two."""
@@ -38,8 +36,8 @@ class DistillParameters(TrainingParameters):
     """Weight of the KL of attention patterns, in nats, mean over heads and pairs of layers. Student and teacher must
     have as many heads. Attention then runs unfused, with memory that grows by the square of the window."""
     layer_map: Annotated[tuple[tuple[Layer, Layer], ...], Field(min_length=1)] | None = None
-    """Pairs of (student's layer, teacher's layer), from 0, for the two terms above. Null: every layer of the student
-    with the layer it was kept from, or else with one as deep."""
+    """Pairs of (student's layer, teacher's layer), from 0, for the two terms above; for hidden states the last layer
+    only with the last. Null: every layer of the student with the layer it was kept from, or else with one as deep."""
     tail_layers: Annotated[int, Field(ge=1)] | None = None
     """Only the last so many of these pairs count: tail-layer distillation (FoldGPT, arXiv 2407.00928). Null: all."""
     on_policy_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -81,7 +79,19 @@ class DistillParameters(TrainingParameters):
             heldout_windows=min(self.heldout_windows, 4), prompt_tokens=min(self.prompt_tokens, 8), layer_map=None
         )
 
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether weights are read outside of the forward pass, as generating does: ZeRO 3 must not share them out."""
+        return bool(self.on_policy_fraction)
+
     def smaller(self, workers: int) -> Self | None:
-        """As for all training, except that a student that generates is not shared out by ZeRO 3."""
+        """As for all training, but weights that have to be whole stay so."""
         last = self.micro_batch == 1 and self.activation_checkpointing and self.zero_stage == 2
-        return None if last and self.on_policy_fraction else super().smaller(workers)
+        return None if last and self.needs_whole_weights else super().smaller(workers)
+
+
+class LogitsParameters(DistillParameters):
+    """How to distil: the student, the loss, and the training itself."""
+
+    depth_fraction: Annotated[float, Field(gt=0, le=1)] = 2 / 3
+    """Share of the teacher's layers that the student keeps (at least 2); unused when a student is given."""

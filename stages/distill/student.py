@@ -13,7 +13,7 @@ from stages.errors import UserError
 from stages.evaluate.matching import text_config
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import SUPPORTED, check_data, check_plain
+from stages.training.checks import check_data, check_plain, check_supported
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -125,9 +125,5 @@ class DistillStudent(Stage):
 
 def _check_standard(teacher: Model) -> None:
     check_plain("teacher", teacher, "nothing can be cut out of it", fix="prune before any conversion")
-    kind = teacher.config.get("model_type")
-    if kind not in SUPPORTED:
-        raise UserError(
-            f"the parts of a {kind} are not known: supported are {', '.join(SUPPORTED)}",
-            fix="take a teacher of one of these, or `depth_fraction` of `distill.logits`, which takes any",
-        )
+    fix = "take a teacher of one of these, or `depth_fraction` of `distill.logits`, which takes any"
+    check_supported(teacher, "parts", fix=fix)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.quantize.calibrated import CalibratedParams
+from stages.quantize.gptq import Order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ class BaseParams(CalibratedParams):
     """Whether codes are centred on zero. Asymmetric codes store a zero point for each group as well."""
     base: Literal["rtn", "gptq", "awq"] = "rtn"
     """How codes are found; its options are those of `quantize.gptq` and `quantize.awq`."""
-    order: Literal["natural", "activation"] = "activation"
+    order: Order = "activation"
     """Of gptq: the order in which weights are rounded."""
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Of gptq: share of the mean variance that is added to each input's."""

@@ -32,6 +32,8 @@ class Solved(NamedTuple):
     quantised: Quantised
     covariance: Tensor
     """[I, I] of the input that such a weight reads"""
+    power: float
+    """||W X||^2 of such a weight and input, its mean over all calibration tokens"""
     correction: Tensor | None = None
     """[O, I] that is added to what the codes stand for"""
 
@@ -117,28 +119,25 @@ def _quantise_layer(layer: Layer, scheme: Scheme, method: Method, found: Calibra
         found.unseen.extend(group.chosen if group.num_tokens == 0 else ())
         for name in () if method.rounds else group.chosen:
             weight_OI = layer.linears[name].weight.data
-            rounded = Solved(weight_OI, scheme.round(weight_OI), group.covariance)
-            (found.rounded_errors[name],) = output_errors(rounded, layer.powers[name])
+            rounded = Solved(weight_OI, scheme.round(weight_OI), group.covariance, layer.powers[name])
+            (found.rounded_errors[name],) = output_errors(rounded)
     for name, solved in method.solve(layer).items():
         found.packed.add(name, solved.weight, solved.quantised)
-        errors = output_errors(solved, layer.powers[name])
+        errors = output_errors(solved)
         found.uncorrected_errors[name], found.output_errors[name] = errors[0], errors[-1]
         if method.rounds:
             found.rounded_errors[name] = errors[0]
         layer.linears[name].weight.data = solved.restored.to(solved.weight.dtype)
 
 
-def output_errors(solved: Solved, power: float) -> list[float]:
-    """||(W - W') X|| / ||W X|| for W' without the correction and, where there is one, with it; 0 where W X is zero.
-
-    `power` is ||W X||^2, which methods leave as it is.
-    """
+def output_errors(solved: Solved) -> list[float]:
+    """||(W - W') X|| / ||W X|| for W' without the correction and, where there is one, with it; 0 where W X is zero."""
     made = [dequantise(solved.quantised), *([] if solved.correction is None else [solved.restored])]
-    if not power > 0:
+    if not solved.power > 0:
         return [0.0] * len(made)
     weight_OI, covariance_II = solved.weight.float(), solved.covariance.float()
     moved = [output_change(weight_OI - each_OI.float(), covariance_II).item() for each_OI in made]
-    return [math.sqrt(max(0.0, each) / power) for each in moved]
+    return [math.sqrt(max(0.0, each) / solved.power) for each in moved]
 
 
 def _require_tokens(windows_NT: Tensor, chosen: Targets) -> None:

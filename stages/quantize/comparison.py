@@ -12,7 +12,7 @@ from stages.artifacts import Report
 from stages.errors import UserError
 from stages.quantize.awq import QuantizeAwq
 from stages.quantize.glowq import QuantizeGlowq
-from stages.quantize.glowq_s import QuantizeGlowqSelected
+from stages.quantize.glowq_s import DEFAULT_BUDGET, QuantizeGlowqSelected
 from stages.quantize.gptq import QuantizeGptq
 from stages.quantize.mixed import QuantizeMixed
 from stages.quantize.rtn import QuantizeRoundToNearest
@@ -191,7 +191,7 @@ def _label(method: str, base: str, params: Mapping[str, Any], metrics: Mapping[s
     if method in ("GlowQ", "GlowQ-S"):
         parts.append(f"{params['solver']}, rank {metrics['rank']:.0f}")
     if method == "GlowQ-S":
-        share = 0.5 if params.get("budget") is None else params["budget"]
+        share = DEFAULT_BUDGET if params.get("budget") is None else params["budget"]
         size = f"{share:.0%}" if params.get("budget_bytes") is None else f"{params['budget_bytes']:,} bytes"
         parts.append(f"GlowQ-S with {size} of the corrections")
     return ", ".join(parts)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from grafts.lowrank.comparators import METHODS, Shape
+from grafts.lowrank.budget import Shape
+from grafts.lowrank.comparators import METHODS
 from grafts.lowrank.comparators import Method as Comparator
 from grafts.lowrank.covariance import Roots, roots, shrink, shrunk_change, triangular_roots
 from grafts.lowrank.glowq import Correction, refit, solve
@@ -18,16 +19,17 @@ from grafts.rtn import dequantise
 from stages.errors import UserError
 from stages.quantize.calibrate import Method, Solved
 from stages.quantize.flow import input_groups
+from stages.quantize.glowq import Solver
 from stages.quantize.layers import Group, Layer
 from stages.quantize.targets import Targets
 
-Solver = Literal["glowq", "glowq_refit", "qera_exact", "qera_approx", "l2qer", "zeroquant_v2"]
-COMPARATORS: Final[Mapping[Solver, Comparator]] = {
-    "qera_exact": "qera_exact",
+DIAGONAL: Final[Mapping[Solver, Comparator]] = {
     "qera_approx": "qera_approx",
     "l2qer": "lqer",
     "zeroquant_v2": "zeroquant",
 }
+"""Solvers that weigh each input by itself."""
+SEPARATE: Final = frozenset[Solver](("qera_exact", *DIAGONAL))
 """Solvers that give every linear a right factor of its own."""
 
 
@@ -93,15 +95,13 @@ class Corrected(Method):
         solved = dict(self.base.solve(layer))
         for group in layer.groups if self.settings.rank else ():
             for members in self._groups(group):
-                self._correct(group, members, layer.powers, solved)
+                self._correct(group, members, solved)
         return solved
 
     def _groups(self, group: Group) -> list[tuple[str, ...]]:
-        return [group.chosen] if self.settings.solver not in COMPARATORS else [(name,) for name in group.chosen]
+        return [group.chosen] if self.settings.solver not in SEPARATE else [(name,) for name in group.chosen]
 
-    def _correct(
-        self, group: Group, members: tuple[str, ...], powers: Mapping[str, float], solved: dict[str, Solved]
-    ) -> None:
+    def _correct(self, group: Group, members: tuple[str, ...], solved: dict[str, Solved]) -> None:
         parts = [solved[name] for name in members]
         errors = [part.weight.double() - dequantise(part.quantised).double() for part in parts]
         weighting = self._roots(group, parts[0].covariance)
@@ -112,7 +112,7 @@ class Corrected(Method):
             found = refit(errors, weighting, found)
         stored = _stored(found, self.settings.dtype, members)
         weight_OI = torch.cat([part.weight for part in parts])
-        power = self._power(weight_OI, sum(powers[name] for name in members), parts[0].covariance, weighting)
+        power = self._power(weight_OI, sum(part.power for part in parts), parts[0].covariance, weighting)
         unit = Unit(weight_OI, torch.cat(errors), found, len(self.restored), power)
         self.restored.append(_restored(members, stored, unit, self.settings.score))
         for name, part, left_OR in zip(members, parts, stored.left, strict=True):
@@ -128,14 +128,14 @@ class Corrected(Method):
     def _roots(self, group: Group, covariance_II: Tensor) -> Roots:
         """Roots of the second moment of what the weights read, which a base may have scaled."""
         shrunk_II = shrink(covariance_II, self.settings.shrinkage)
-        if self.settings.solver not in COMPARATORS or self.settings.solver == "qera_exact":
+        if self.settings.solver not in DIAGONAL:
             try:
                 return triangular_roots(shrunk_II)
             except ValueError:  # not definite, as without shrinkage: eigenvalues have a floor
                 return roots(shrunk_II)
         before_I, after_I = group.covariance.diagonal(), covariance_II.diagonal()
         scale_I = torch.where(before_I > 0, after_I / before_I, 1.0).sqrt()
-        return METHODS[COMPARATORS[self.settings.solver]](covariance_II, group.magnitude * scale_I)
+        return METHODS[DIAGONAL[self.settings.solver]](covariance_II, group.magnitude * scale_I)
 
 
 def group_shapes(model: torch.nn.Module, window_T: Tensor, chosen: Targets) -> list[Shape]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.quantize.packed import Packed
     from stages.quantize.targets import Targets
 
+Solver = Literal["glowq", "glowq_refit", "qera_exact", "qera_approx", "l2qer", "zeroquant_v2"]
 DEFAULT_RANK = 64
 """The paper's."""
 SMOKE_RATIO = 2.0
@@ -32,7 +33,7 @@ SMOKE_RATIO = 2.0
 class GlowqParams(BaseParams):
     """How weights are stored and corrected, on how much text they are calibrated and measured."""
 
-    solver: Literal["glowq", "glowq_refit", "qera_exact", "qera_approx", "l2qer", "zeroquant_v2"] = "glowq"
+    solver: Solver = "glowq"
     """`glowq`: linears that read one input share a right factor; `glowq_refit`: and each gets its best left factor for
     it, so that none becomes worse than uncorrected. The others, for comparison, give each linear factors of its own."""
     rank: Annotated[int | None, Field(ge=0)] = None
@@ -130,7 +131,7 @@ class QuantizeGlowq(CalibratedQuantize):
 
     def _rank(self, model: PreTrainedModel, chosen: Targets, windows_NT: torch.Tensor) -> int:
         from grafts.lowrank.budget import Grid, codes_bytes, correction_bytes, rank_of_bytes
-        from stages.quantize.correction import COMPARATORS, group_shapes
+        from stages.quantize.correction import SEPARATE, group_shapes
 
         ratio = self.params.added_bytes_ratio
         if ratio is None:
@@ -138,7 +139,7 @@ class QuantizeGlowq(CalibratedQuantize):
         shapes, value_bytes = group_shapes(model, windows_NT[0, :64], chosen), model.dtype.itemsize
         grid, symmetric = Grid(self.params.bits, self.params.group_size), self.params.symmetric
         codes = codes_bytes(shapes, grid, symmetric=symmetric, scale_bytes=value_bytes)
-        shared = self.params.solver not in COMPARATORS
+        shared = self.params.solver not in SEPARATE
         rank = rank_of_bytes(shapes, ratio * codes, shared=shared, value_bytes=value_bytes)
         if rank == 0:
             least = correction_bytes(shapes, 1, shared=shared, value_bytes=value_bytes) / codes

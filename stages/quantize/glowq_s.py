@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stages.quantize.correction import Restored
 
 FIGURE: Final = "restoration.svg"
+DEFAULT_BUDGET: Final = 0.5
+"""Of the bytes of all corrections."""
 
 
 class GlowqSelectedParams(GlowqParams):
@@ -86,7 +88,7 @@ class QuantizeGlowqSelected(QuantizeGlowq):
     def _budget(self, full_bytes: int) -> int:
         if self.params.budget_bytes is not None:
             return self.params.budget_bytes
-        return round((0.5 if self.params.budget is None else self.params.budget) * full_bytes)
+        return round((DEFAULT_BUDGET if self.params.budget is None else self.params.budget) * full_bytes)
 
 
 def _share(part: float, whole: float) -> float:

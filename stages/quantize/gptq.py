@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from stages.quantize.calibrate import Method
 
 
+Order = Literal["natural", "activation"]
+"""In which weights are rounded, as in `grafts.quantizers.gptq`."""
+
+
 class GptqParams(CalibratedParams):
     """How weights are stored and rounded, on how much text they are calibrated and measured."""
 
-    order: Literal["natural", "activation"] = "activation"
+    order: Order = "activation"
     """`activation`: weights of the strongest inputs are rounded first, on scales of the pretrained weights. `natural`:
     from left to right, each group's scale found when it is reached."""
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01

@@ -14,11 +14,10 @@ from grafts.bases import base_class
 from grafts.config import GraftedConfig
 from grafts.graft import Graft
 from grafts.loader import save_model
-from grafts.lowrank.graft import Group, LowRank
+from grafts.lowrank.graft import Group, LowRank, fill
 from grafts.quantised.graft import QuantisedLinears
 from grafts.rtn import Bits
 from stages.errors import UserError
-from stages.quantize.correction import Restored
 from stages.quantize.packed import Packed, Scheme, save_packed
 from stages.quantize.targets import is_grafted
 
@@ -36,7 +35,9 @@ def save_quantised(
     grafts = [quantised_graft(packed.scheme, skip, _bits_of(packed)), lowrank_graft(packed)]
     grafted = apply(model, [graft for graft in grafts if graft is not None])
     with torch.no_grad():
-        _fill(grafted, {**packed.tensors, **factors(packed)})
+        _fill(grafted, packed.tensors)
+        for each in packed.corrections:
+            fill(grafted, Group(members=each.members, rank=each.rank), each.left, each.right)
     save_model(grafted, directory, tokenizer_from=tokenizer_from)
 
 
@@ -63,11 +64,6 @@ def lowrank_graft(packed: Packed) -> LowRank | None:
     return LowRank(groups=(*groups, *twins)) if groups else None
 
 
-def factors(packed: Packed) -> dict[str, Tensor]:
-    """The tensors of all corrections by their names in the grafted model."""
-    return {name: factor for each in packed.corrections for name, factor in _named(each)}
-
-
 def require_graftable(model: PreTrainedModel, graft: Graft) -> None:
     """Raise UserError unless `graft` can be put on `model`: asked before any compute."""
     earlier = model.config.grafts if isinstance(model, GraftedForCausalLM) else ()
@@ -86,12 +82,6 @@ def _bits_of(packed: Packed) -> dict[str, Bits]:
     pairs = [pair for members, owners in packed.twins.items() for pair in zip(members, owners, strict=True)]
     twins = {mine: packed.bits_of[theirs] for mine, theirs in pairs if theirs in packed.bits_of}
     return {**packed.bits_of, **twins}
-
-
-def _named(restored: Restored) -> Iterator[tuple[str, Tensor]]:
-    yield f"{restored.members[0]}.correction.projection.right", restored.right
-    for name, left_OR in zip(restored.members, restored.left, strict=True):
-        yield f"{name}.correction.left", left_OR
 
 
 def _parts(

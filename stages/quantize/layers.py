@@ -42,7 +42,7 @@ class Layer:
     groups: list[Group]
     probe: Probe
     powers: Mapping[str, float]
-    """||W X||^2 of each linear that is quantised, its mean over all calibration tokens, in float32."""
+    """||W X||^2 of each linear that is quantised, before a method changes anything; see `output_power`."""
 
 
 def pooled_layers(
@@ -82,13 +82,17 @@ def calibrated_layer(
     return _layer(name, module, groups, stream.probes[name])
 
 
+def output_power(weight_OI: Tensor, covariance_II: Tensor) -> float:
+    """||W X||^2, its mean over the tokens of the covariance, in float32."""
+    return output_change(weight_OI.float(), covariance_II.float()).item()
+
+
 def _layer(name: str, module: nn.Module, groups: list[Group], probe: Probe) -> Layer:
     linears = _linears(name, module)
     powers: dict[str, float] = {}
     for group in groups:
-        covariance_II = group.covariance.float()
         for each in group.chosen:
-            powers[each] = output_change(linears[each].weight.data.float(), covariance_II).item()
+            powers[each] = output_power(linears[each].weight.data, group.covariance)
     return Layer(name, module, linears, groups, probe, powers)
 
 

@@ -13,7 +13,7 @@ from grafts.quantizers.gptq import Order, gptq
 from grafts.rtn import Quantised
 from stages.quantize.calibrate import Method, Solved
 from stages.quantize.folding import Source, find_source, scale_readers, tied_parameters
-from stages.quantize.layers import Group, Layer
+from stages.quantize.layers import Group, Layer, output_power
 from stages.quantize.packed import Scheme
 
 
@@ -32,7 +32,10 @@ class RoundToNearest(Method):
         """Codes for every chosen linear."""
         found = [(name, group.covariance) for group in layer.groups for name in group.chosen]
         weights = {name: layer.linears[name].weight.data for name, _ in found}
-        return {name: Solved(weights[name], self._scheme.round(weights[name]), moment) for name, moment in found}
+        return {
+            name: Solved(weights[name], self._scheme.round(weights[name]), moment, layer.powers[name])
+            for name, moment in found
+        }
 
 
 class Gptq(Method):
@@ -49,7 +52,7 @@ class Gptq(Method):
             stacked = self._quantise(torch.cat([*weights.values()]), group.covariance)
             parts = _split(stacked, [len(weight) for weight in weights.values()])
             for (name, weight), part in zip(weights.items(), parts, strict=True):
-                solved[name] = Solved(weight, part, group.covariance)
+                solved[name] = Solved(weight, part, group.covariance, layer.powers[name])
         return solved
 
     def _quantise(self, weight_OI: Tensor, covariance_II: Tensor) -> Quantised:
@@ -82,8 +85,11 @@ class Awq(Method):
         for group in layer.groups:
             covariance_II = self._scale(layer, group, find_source(layer, group.readers, movable, self._tied))
             covariances.update(dict.fromkeys(group.chosen, covariance_II))
-        weights = {name: layer.linears[name].weight.data for name in covariances}
-        return {name: Solved(weight, self._scheme.round(weight), covariances[name]) for name, weight in weights.items()}
+        return {name: self._rounded(layer.linears[name].weight.data, moment) for name, moment in covariances.items()}
+
+    def _rounded(self, weight_OI: Tensor, covariance_II: Tensor) -> Solved:
+        """A linear whose rows were scaled gives another output than before, so its power is taken anew."""
+        return Solved(weight_OI, self._scheme.round(weight_OI), covariance_II, output_power(weight_OI, covariance_II))
 
     def _scale(self, layer: Layer, group: Group, source: Source | None) -> Tensor:
         """Move the best scales from the readers into `source`; returns the covariance of what they then read."""

@@ -15,6 +15,7 @@ from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_tokens_of
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
+from stages.training.checks import check_supported
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ class Quantize(Stage):
         """The codes of `model`, whose other weights may change with them, and details for the report."""
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The model is not quantised yet, and the tokens are its own."""
+        """The model is not quantised yet, grafts fit it where the result has some, and the tokens are its own."""
         model: Model = inputs["model"]
         if "quantization_config" in model.config:
             method = model.config["quantization_config"].get("quant_method", "an unknown method")
@@ -87,6 +88,8 @@ class Quantize(Stage):
                 f"the model is quantised already: it has the grafts {', '.join(done)}",
                 fix="give the model it was made from: quantising twice adds the errors",
             )
+        if self.always_grafted and not model.grafts:
+            check_supported(model, "parts", fix="take a model of one of these, or `quantize.gptq`, which takes any")
         for name in ("heldout", "calibration"):
             if inputs.get(name) is not None:
                 require_tokens_of(model, inputs[name], where=name)

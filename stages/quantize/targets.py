@@ -63,7 +63,8 @@ def _require_matches(model: nn.Module, skip: Sequence[str]) -> None:
     for pattern in skip:
         if not any(matches(name, [pattern]) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-            raise UserError(f"skip: {pattern!r} matches no part of the model", fix=f"names like it: {', '.join(near)}")
+            fix = f"names like it: {', '.join(near)}" if near else f"take {pattern!r} out of skip"
+            raise UserError(f"skip: {pattern!r} matches no part of the model", fix=fix)
 
 
 def _require_only_linears(model: nn.Module, skip: Sequence[str]) -> None:
@@ -94,7 +95,7 @@ def _require_packable(name: str, layer: nn.Linear, group_size: int) -> None:
         divisors = [size for size in range(8, layer.in_features + 1, 8) if layer.in_features % size == 0]
         raise UserError(
             f"group_size {group_size} does not divide the {layer.in_features} input features of {name}",
-            fix=f"choose group_size from {divisors}, or add {name!r} to skip",
+            fix=f"choose group_size from {divisors}, or add {name!r} to skip" if divisors else f"add {name!r} to skip",
         )
     if not torch.isfinite(layer.weight).all():
         bad = int((~torch.isfinite(layer.weight)).sum())

@@ -54,7 +54,7 @@ class Upgradable(Method):
         above = self.upper.solve(layer) if self.upper else {}
         for name, each in solved.items():
             better = above.get(name) or each._replace(quantised=self.scheme.round(each.weight))
-            self.upgrades[name] = self._compared(each, better, layer.powers[name])
+            self.upgrades[name] = self._compared(each, better)
         return solved
 
     def choose(self, num_bytes: float) -> list[str]:
@@ -63,11 +63,12 @@ class Upgradable(Method):
         picked = spend_on_bits([self.upgrades[name].upgrade for name in names], int(num_bytes))
         return [names[index] for index in picked]
 
-    def _compared(self, each: Solved, better: Solved, power: float) -> Upgraded:
-        (before,) = output_errors(each, power)
-        (after,) = output_errors(better, power)
+    def _compared(self, each: Solved, better: Solved) -> Upgraded:
+        (before,) = output_errors(each)
+        (after,) = output_errors(better)
         added = self._bytes(better, self.scheme.bits) - self._bytes(each, _lower(self.scheme.bits))
-        return Upgraded(better._replace(covariance=each.covariance[:0]), after, Upgrade(before**2 - after**2, added))
+        kept = better._replace(covariance=each.covariance.new_empty(0))  # a slice would keep all of it
+        return Upgraded(kept, after, Upgrade(before**2 - after**2, added))
 
     def _bytes(self, solved: Solved, bits: Bits) -> int:
         grid, value_bytes = self.scheme, solved.quantised.scale.itemsize

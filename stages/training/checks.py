@@ -46,6 +46,13 @@ def check_plain(role: str, model: Model, reason: str, fix: str) -> None:
     raise UserError(f"the {role} {what}: {reason}", fix=fix)
 
 
+def check_supported(model: Model, parts: str, fix: str) -> None:
+    """The model's type is one whose `parts` are known. Raises UserError else."""
+    kind = model.config.get("model_type")
+    if kind not in SUPPORTED:
+        raise UserError(f"the {parts} of a {kind} are not known: supported are {', '.join(SUPPORTED)}", fix=fix)
+
+
 def num_experts(model: Model) -> int:
     """Feed-forward experts in a layer of a model of a standard class; 0 when it is dense."""
     config = text_config(model.config)

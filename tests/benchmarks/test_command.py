@@ -61,6 +61,8 @@ def test_parts_are_chosen_by_name_and_family():
     assert len(chosen([])) == len(PARTS)
     with pytest.raises(SystemExit, match=r"no benchmark 'hybird.rule'; did you mean hybrid.rule"):
         chosen(["hybird.rule"])
+    with pytest.raises(SystemExit, match=r"no benchmark 'zzz'\. Known: "):
+        chosen(["zzz"])
 
 
 def test_the_list_has_every_part_and_its_command(monkeypatch, capsys):

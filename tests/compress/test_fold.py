@@ -43,8 +43,8 @@ def test_open_gates_are_the_model_and_a_closed_one_deletes(family: str):
         with gated(model, torch.tensor([1.0, 0.0, 1.0])):
             closed = model(tokens()).logits
         assert torch.equal(model(tokens()).logits, before), "hooks are gone"
-        torch.testing.assert_close(opened, before, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(closed, keep_layers(model, [0, 2])(tokens()).logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(opened, before)
+        assert torch.equal(closed, keep_layers(model, [0, 2])(tokens()).logits)
 
 
 def test_gates_stay_between_the_ends_and_can_come_back():
@@ -141,9 +141,19 @@ def test_what_is_measured_is_what_was_written(planted: dict, tmp_path: Path):
     assert not torch.equal(gates.bfloat16().float(), gates), "gates are not written as weights, nor rounded like them"
 
 
+def test_gates_are_float32_beside_a_model_in_bfloat16(planted: dict, tmp_path: Path):
+    found = fold(planted, tmp_path, precision="bf16", tokens=4 * STEP).results
+    details = Report(tmp_path / "out/report").content["details"]
+    assert details["computed_in"] == "bfloat16"
+    trained = torch.tensor(details["gates"])[1:-1]
+    assert (trained.bfloat16().float() != trained).all()
+    assert found["gates_decided"] == 0, "the constant gates of the first and the last layer are not decided"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model").dtype == torch.bfloat16
+
+
 def test_gates_are_driven_apart_ever_harder(planted: dict, tmp_path: Path):
     params = FoldParameters(**{**QUICK, "tokens": 5 * STEP, "polarisation": 2.0})
-    recipe = Folding.of(params, Context(planted, tmp_path / "out", tmp_path / "scratch"))
+    recipe = Folding.of(params, Context(planted, tmp_path / "out", tmp_path / "scratch"), torch.float32)
     recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
     assert [recipe._polarisation(SimpleNamespace(global_steps=step)) for step in range(6)] == [0, 0.5, 1, 1.5, 2, 2]
 
@@ -151,6 +161,8 @@ def test_gates_are_driven_apart_ever_harder(planted: dict, tmp_path: Path):
 def test_what_cannot_be_folded_is_refused(planted: dict, tmp_path: Path):
     with pytest.raises(UserError, match="3 of 4 layers stay, which do not divide into groups of 2"):
         CompressFold(FoldParameters(removed_fraction=0.25, group=2)).check(planted)
+    with pytest.raises(UserError, match=r"divide into groups of 9\nfix: set a group of 4 or less"):
+        CompressFold(FoldParameters(removed_fraction=0.25, group=9)).check(planted)
     shallow = {**planted, "model": Model(tiny_model(tmp_path, num_layers=1))}
     for extra, what in (({"quantization_config": {}}, "is quantised"), (GRAFTED, r"has grafts \(recursive\)")):
         config = tmp_path / next(iter(extra)) / "config.json"
@@ -190,6 +202,8 @@ def test_layers_that_cannot_share_are_refused_before_gates_are_trained(planted: 
 
 
 def test_what_the_graft_refuses_is_told_with_a_fix(planted: dict, tmp_path: Path):
-    recipe = Folding.of(FoldParameters(group=3), Context(planted, tmp_path / "out", tmp_path / "scratch"))
+    recipe = Folding.of(
+        FoldParameters(group=3), Context(planted, tmp_path / "out", tmp_path / "scratch"), torch.float32
+    )
     with pytest.raises(UserError, match=r"cannot share weights: layers 0 and 1[\s\S]*fix: set `group: 1`"):
         recipe._shared(tiny("gemma3_text"))

@@ -16,7 +16,7 @@ from stages.data.windows import TokenWindows
 from stages.distill import caching
 from stages.distill.cache import CacheParameters, DistillCache
 from stages.distill.cached import CachedTeacher
-from stages.distill.logits import DistillLogits, DistillParameters
+from stages.distill.logits import DistillLogits, LogitsParameters
 from stages.errors import StoppedError, UserError
 from stages.stage import Context
 from tests.distill.test_logits import QUICK
@@ -44,7 +44,7 @@ def cache(inputs: dict, directory: Path, *, stopping=lambda: False, **params) ->
 
 
 def distil(inputs: dict, directory: Path, **params) -> dict[str, float]:
-    stage = DistillLogits(DistillParameters(**{**QUICK, "tokens": 3 * 8 * 16, **params}))
+    stage = DistillLogits(LogitsParameters(**{**QUICK, "tokens": 3 * 8 * 16, **params}))
     stage.check(inputs)
     context = Context(inputs, out=directory / "out", scratch=directory / "scratch", seed=1)
     stage.run(context)
@@ -127,17 +127,25 @@ def test_another_teacher_data_or_temperature_is_refused(inputs: dict, tmp_path: 
     for role, kind, digest in (("teacher", "another teacher", "x" * 64), ("data", "other data", "y" * 64)):
         other = dataclasses.replace(inputs[role], digest=digest)
         with pytest.raises(UserError, match=rf"made of {kind}: {role[0]}{{12}}, the input `{role}` is {digest[:12]}"):
-            DistillLogits(DistillParameters()).check({**given, role: other})
+            DistillLogits(LogitsParameters()).check({**given, role: other})
     with pytest.raises(UserError, match="softened by temperature 1, the loss asks for 2"):
-        DistillLogits(DistillParameters(temperature=2)).check(given)
+        DistillLogits(LogitsParameters(temperature=2)).check(given)
     with pytest.raises(UserError, match="hidden_weight and attention_weight need the teacher itself"):
-        DistillLogits(DistillParameters(hidden_weight=1)).check(given)
+        DistillLogits(LogitsParameters(hidden_weight=1)).check(given)
     with pytest.raises(UserError, match="on_policy_fraction need the teacher itself"):
-        DistillLogits(DistillParameters(on_policy_fraction=0.5, prompt_tokens=4)).check(given)
+        DistillLogits(LogitsParameters(on_policy_fraction=0.5, prompt_tokens=4)).check(given)
     with pytest.raises(UserError, match="kl_weight is 0: nothing that the cache holds would enter"):
-        DistillLogits(DistillParameters(kl_weight=0, ce_weight=1)).check(given)
+        DistillLogits(LogitsParameters(kl_weight=0, ce_weight=1)).check(given)
     with pytest.raises(UserError, match=r"is no cache of a teacher: it has no teacher\.json"):
-        DistillLogits(DistillParameters()).check({**inputs, "cache": inputs["data"]})
+        DistillLogits(LogitsParameters()).check({**inputs, "cache": inputs["data"]})
+
+
+def test_a_card_of_another_version_is_told(inputs: dict, tmp_path: Path):
+    found, _ = cache(inputs, tmp_path, top_k=4)
+    for content, message in (("{}", r"teacher\.json do not fit \(lacks: data, stored, teacher"), ("", "is not JSON")):
+        (found.path / "teacher.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            DistillLogits(LogitsParameters()).check({**inputs, "cache": found})
 
 
 def test_more_tokens_than_there_are_is_refused(inputs: dict):

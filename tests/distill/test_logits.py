@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import Dataset, Model, Report
-from stages.distill.logits import DistillLogits, DistillParameters
+from stages.distill.logits import DistillLogits, LogitsParameters
 from stages.distill.recipe import Distillation
 from stages.documentation import document
 from stages.errors import UserError
@@ -48,7 +48,7 @@ def _teach(path: Path, data: Dataset, root: Path) -> None:
 
 
 def distil(inputs: dict, directory: Path, *, workers: int = 1, **params) -> Context:
-    stage = DistillLogits(DistillParameters(**{**QUICK, **params}))
+    stage = DistillLogits(LogitsParameters(**{**QUICK, **params}))
     stage.preflight()
     stage.check(inputs)
     resources = Resources(workers=workers, cpus=0.5)
@@ -66,7 +66,7 @@ def test_the_whole_teacher_as_student_is_at_no_distance_and_stays_there(inputs: 
 
 
 def test_by_text_alone_the_teacher_neither_runs_nor_stays(inputs: dict, tmp_path: Path):
-    params = DistillParameters(kl_weight=0, ce_weight=0.5, depth_fraction=0.5)
+    params = LogitsParameters(kl_weight=0, ce_weight=0.5, depth_fraction=0.5)
     recipe = Distillation(inputs["teacher"], None, inputs["data"], None, params, tmp_path / "cache", tmp_path / "out")
     recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
     assert recipe.live.teacher is None
@@ -125,7 +125,7 @@ def test_without_held_out_data_only_the_loss_is_told(inputs: dict, tmp_path: Pat
 
 def test_held_out_figures_have_curves_while_training(inputs: dict, tmp_path: Path):
     events = []
-    stage = DistillLogits(DistillParameters(**QUICK, tokens=4 * 8 * 32, evaluate_every=2))
+    stage = DistillLogits(LogitsParameters(**QUICK, tokens=4 * 8 * 32, evaluate_every=2))
     stage.run(Context(inputs, out=tmp_path / "out", scratch=tmp_path / "scratch", emit=events.append))
     curves = [e for e in events if e["event"] == "curve"]
     assert [e["step"] for e in curves if "heldout_kl_to_parent" in e["values"]] == [2, 4]
@@ -136,7 +136,7 @@ def test_only_the_first_worker_tells_how_far_an_evaluation_is(inputs: dict, tmp_
     told = {}
     for rank in (0, 1):
         events: list[dict] = []
-        recipe = Distillation.of(DistillParameters(depth_fraction=1), Context(inputs, tmp_path / "out", tmp_path))
+        recipe = Distillation.of(LogitsParameters(depth_fraction=1), Context(inputs, tmp_path / "out", tmp_path))
         recipe.prepare(Worker(rank, 2, torch.device("cpu"), torch.float32, events.append))
         assert recipe.evaluate(recipe.build())["heldout_kl_to_parent"] == 0
         told[rank] = bool(events)
@@ -151,7 +151,7 @@ def test_two_workers_distil_the_same_student(inputs: dict, tmp_path: Path, ray_c
 
 
 def check(inputs: dict) -> None:
-    DistillLogits(DistillParameters()).check(inputs)
+    DistillLogits(LogitsParameters()).check(inputs)
 
 
 def with_card(data: Dataset, directory: Path, **changes) -> Dataset:
@@ -193,14 +193,14 @@ def test_a_teacher_of_one_layer_cannot_be_pruned(inputs: dict, tmp_path: Path):
 
 def test_no_loss_at_all_is_refused():
     with pytest.raises(ValidationError, match="nothing would be learnt"):
-        DistillParameters(kl_weight=0, ce_weight=0)
+        LogitsParameters(kl_weight=0, ce_weight=0)
 
 
 def test_execution_parameters_stay_out_of_the_identity():
-    identity = DistillParameters().identity()
+    identity = LogitsParameters().identity()
     assert {"tokens", "batch_sequences", "precision", "temperature", "heldout_windows"} <= identity.keys()
     execution = {"micro_batch", "zero_stage", "activation_checkpointing", "checkpoint_minutes", "evaluate_every"}
     assert not execution & identity.keys()
     document()
-    fields = DistillParameters.model_fields
+    fields = LogitsParameters.model_fields
     assert [name for name, value in fields.items() if not value.description] == []

@@ -96,6 +96,17 @@ def test_equal_work_gives_equal_bytes(inputs: dict, tmp_path: Path):  # noqa: F8
     assert files[0] == files[1]
 
 
+def test_what_nothing_reads_is_no_parameter():
+    assert "depth_fraction" not in RecursiveParameters.model_fields
+
+
+def test_weights_that_exits_or_sampling_read_are_never_shared_out():
+    small = {"micro_batch": 1, "activation_checkpointing": True, "zero_stage": 2}
+    assert RecursiveParameters(**small).smaller(2).zero_stage == 3
+    assert RecursiveParameters(**small, exit_weight=0.1).smaller(2) is None
+    assert RecursiveParameters(**small, on_policy_fraction=0.1).smaller(2) is None
+
+
 def test_what_cannot_be_looped_is_refused_before_any_compute(inputs: dict, tmp_path: Path):  # noqa: F811
     def check(given: dict, **params) -> None:
         DistillRecursive(RecursiveParameters(**params)).check(given)
@@ -108,5 +119,9 @@ def test_what_cannot_be_looped_is_refused_before_any_compute(inputs: dict, tmp_p
     loop(inputs, tmp_path / "looped", tokens=1)
     with pytest.raises(UserError, match=r"the teacher has grafts \(recursive\)"):
         check({**inputs, "teacher": Model(tmp_path / "looped/out/model")})
+    (tmp_path / "neox").mkdir()
+    (tmp_path / "neox/config.json").write_text('{"model_type": "gpt_neox", "num_hidden_layers": 4}')
+    with pytest.raises(UserError, match="the layers of a gpt_neox are not known: supported are gemma3_text, llama"):
+        check({**inputs, "teacher": Model(tmp_path / "neox")})
     with pytest.raises(ValidationError, match="zero_stage 3 shares out"):
         RecursiveParameters(exit_weight=0.1, zero_stage=3)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grafts.loader import save_model
 from stages.artifacts import Model, Report
-from stages.distill.cutting import kept_width, top
+from stages.distill.cutting import fresh, kept_width, top
 from stages.distill.importance import ablation, hidden_norms, measure
 from stages.distill.shapes import Shape, student_shape
 from stages.distill.student import DistillStudent, StudentParameters
@@ -185,6 +185,13 @@ def test_a_fresh_student_has_the_shape_alone_and_is_a_function_of_its_seed(input
     name = next(name for name in one if name.endswith("q_proj.weight"))
     assert not torch.equal(one[name], kept[name])
     assert not torch.equal(one[name], other[name])
+
+
+def test_a_fresh_student_in_half_precision_has_whole_frequencies():
+    model = tiny().to(torch.bfloat16)
+    made = fresh(model, seed=0)
+    assert made.dtype == torch.bfloat16
+    assert torch.equal(made.model.rotary_emb.inv_freq, tiny().model.rotary_emb.inv_freq)
 
 
 def test_named_layers_stay(inputs: dict, tmp_path: Path):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from grafts.depth import keep_layers
 from stages.artifacts import Model
 from stages.distill.layer_map import layer_pairs
-from stages.distill.logits import DistillLogits, DistillParameters
+from stages.distill.logits import DistillLogits, LogitsParameters
 from stages.distill.recipe import Distillation
 from stages.distill.sampling import continue_windows, is_sampled
 from stages.distill.terms import attention_term, hidden_term
@@ -51,7 +51,7 @@ def insides(model: PreTrainedModel):
 
 def test_a_map_of_no_layers_is_refused():
     with pytest.raises(ValidationError, match="at least 1 item"):
-        DistillParameters(hidden_weight=1, layer_map=())
+        LogitsParameters(hidden_weight=1, layer_map=())
 
 
 def test_terms_equal_naive_loops_and_are_zero_between_equals():
@@ -78,12 +78,19 @@ def test_a_pruned_student_is_at_no_distance_before_the_first_gap():
 
 
 def test_layers_are_paired_by_depth():
-    assert layer_pairs(None, 3, 6) == [(0, 1), (1, 3), (2, 5)]
-    assert layer_pairs(None, 4, 4) == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    assert layer_pairs(None, 4, 2) == [(0, 0), (1, 0), (2, 0), (3, 1)]
-    assert layer_pairs([(0, 5)], 3, 6) == [(0, 5)]
+    assert layer_pairs(None, 3, 6, hidden=True) == [(0, 1), (1, 3), (2, 5)]
+    assert layer_pairs(None, 4, 4, hidden=True) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert layer_pairs(None, 4, 2, hidden=True) == [(0, 0), (1, 0), (2, 0), (3, 1)]
+    assert layer_pairs([(0, 5)], 3, 6, hidden=False) == [(0, 5)]
     with pytest.raises(UserError, match=r"\(3, 0\); the student has 3 layers, the teacher 6"):
-        layer_pairs([(3, 0)], 3, 6)
+        layer_pairs([(3, 0)], 3, 6, hidden=False)
+
+
+@pytest.mark.parametrize("pair", [(0, 5), (2, 4)])
+def test_what_the_final_norm_has_passed_is_not_compared_with_what_it_has_not(pair: tuple[int, int]):
+    with pytest.raises(UserError, match="the last layer is 2 in the student, 5 in the teacher"):
+        layer_pairs([(0, 0), pair], 3, 6, hidden=True)
+    assert layer_pairs([(0, 0), (2, 5)], 3, 6, hidden=True) == [(0, 0), (2, 5)]
 
 
 def test_layer_terms_teach(inputs: dict, tmp_path: Path):  # noqa: F811
@@ -98,7 +105,7 @@ def test_layer_terms_teach(inputs: dict, tmp_path: Path):  # noqa: F811
 @pytest.fixture(scope="module")
 def live(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> Distillation:  # noqa: F811
     root = tmp_path_factory.mktemp("live")
-    params = DistillParameters(on_policy_fraction=0.5, prompt_tokens=8)
+    params = LogitsParameters(on_policy_fraction=0.5, prompt_tokens=8)
     recipe = Distillation(inputs["teacher"], None, inputs["data"], None, params, root / "cache", root / "out")
     recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.float32))
     return recipe
@@ -146,13 +153,13 @@ def test_continuing_follows_the_models_distribution_and_the_cache_changes_nothin
 
 def test_only_the_tail_counts_where_asked_for(inputs: dict, tmp_path: Path):  # noqa: F811
     def pairs(**params) -> list:
-        chosen = DistillParameters(depth_fraction=0.5, hidden_weight=1, **params)
+        chosen = LogitsParameters(depth_fraction=0.5, hidden_weight=1, **params)
         recipe = Distillation(inputs["teacher"], None, inputs["data"], None, chosen, tmp_path, tmp_path)
         return list(recipe._layer_terms().pairs)
 
     assert pairs() == [(0, 0), (1, 3)]
     assert pairs(tail_layers=1) == [(1, 3)]
-    assert pairs(tail_layers=5, layer_map=((1, 2), (0, 1))) == [(1, 2), (0, 1)]
+    assert pairs(tail_layers=5, layer_map=((1, 3), (0, 1))) == [(1, 3), (0, 1)]
 
 
 def test_on_policy_training_teaches(inputs: dict, tmp_path: Path):  # noqa: F811
@@ -166,19 +173,24 @@ def test_on_policy_training_teaches(inputs: dict, tmp_path: Path):  # noqa: F811
 def test_what_cannot_be_compared_is_refused(inputs: dict, tmp_path: Path):  # noqa: F811
     narrow = {**inputs, "student": Model(tiny_model(tmp_path, num_layers=1, hidden=16))}
     with pytest.raises(
-        UserError, match="hidden states cannot be compared: the student has hidden_size 16, the teacher"
+        UserError,
+        match=r"hidden states cannot be compared: the student has hidden_size 16, [\s\S]*set hidden_weight: 0",
     ):
-        DistillLogits(DistillParameters(hidden_weight=1)).check(narrow)
+        DistillLogits(LogitsParameters(hidden_weight=1)).check(narrow)
+    half = {"depth_fraction": 0.5, "attention_weight": 1}
+    with pytest.raises(UserError, match=r"the pair \(2, 3\); the student has 2 layers, the teacher 4"):
+        DistillLogits(LogitsParameters(layer_map=((2, 3),), **half)).check(inputs)
+    DistillLogits(LogitsParameters(layer_map=((1, 3),), **half)).check(inputs)
     with pytest.raises(UserError, match="prompt_tokens: 32, but the windows have 32 tokens"):
-        DistillLogits(DistillParameters(on_policy_fraction=1)).check(inputs)
+        DistillLogits(LogitsParameters(on_policy_fraction=1)).check(inputs)
     with pytest.raises(ValidationError, match="its targets; set on_policy_fraction: 0"):
-        DistillParameters(on_policy_fraction=0.1, ce_weight=1)
+        LogitsParameters(on_policy_fraction=0.1, ce_weight=1)
     with pytest.raises(ValidationError, match="zero_stage 3 cannot generate"):
-        DistillParameters(on_policy_fraction=0.1, zero_stage=3)
+        LogitsParameters(on_policy_fraction=0.1, zero_stage=3)
 
 
 def test_steps_to_less_memory_end_before_the_student_cannot_generate():
-    params: DistillParameters | None = DistillParameters(on_policy_fraction=0.5, zero_stage=2, micro_batch=1)
+    params: LogitsParameters | None = LogitsParameters(on_policy_fraction=0.5, zero_stage=2, micro_batch=1)
     params = params.smaller(2)
     assert params is not None
     assert params.activation_checkpointing

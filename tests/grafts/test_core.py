@@ -185,6 +185,8 @@ def test_fields_beside_a_finished_base_are_refused():
 
 def test_unknown_and_changed_grafts_are_refused():
     fields = hybrid().config.to_dict()
+    with pytest.raises(ValueError, match=r"unknown graft 'zzz'\. Known grafts: "):
+        GraftedConfig(**{**fields, "grafts": [{"name": "zzz"}]})
     with pytest.raises(ValueError, match="did you mean 'hybrid_heads'"):
         GraftedConfig(**{**fields, "grafts": [{**fields["grafts"][0], "name": "hybrid_head"}]})
     with pytest.raises(ValueError, match="revision 2 of the graft 'hybrid_heads'"):

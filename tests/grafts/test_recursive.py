@@ -100,6 +100,16 @@ def test_shared_weights_start_where_the_paper_says(initialisation: str, givers: 
         assert weight(found, owner) is weight(found, owner + 3)
 
 
+def test_what_is_drawn_is_a_function_of_the_seed():
+    def drawn(seed: int) -> list[torch.Tensor]:
+        made = apply(tiny(), [Recursive(loops=3, rank=2, adapter="zero")], seed=seed)
+        return [each.right.data for each in made.modules() if isinstance(each, RelaxedLinear)]
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
 def test_the_svd_s_error_is_the_tail_of_the_spectrum():
     residual = torch.randn(12, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values, errors = torch.linalg.svdvals(residual), []

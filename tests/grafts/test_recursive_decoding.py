@@ -90,6 +90,8 @@ def test_what_cannot_be_decoded_is_refused():
         DepthwiseDecoder(tiny(), num_rows=1, max_length=8)
     with pytest.raises(ValueError, match="order: sequence"):
         DepthwiseDecoder(looped(order="sequence"), num_rows=1, max_length=8)
+    with pytest.raises(ValueError, match="num_rows is 0: at least one sequence"):
+        DepthwiseDecoder(looped(), num_rows=0, max_length=8)
     decoder = DepthwiseDecoder(looped(), num_rows=1, max_length=8)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         decoder.generate([[3], []], 1)

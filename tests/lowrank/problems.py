@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grafts.lowrank.covariance import Moments, Roots, roots, shrink
+from grafts.lowrank.glowq import Correction, solve
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 
@@ -41,6 +42,11 @@ def problem(outputs: list[int], width: int, seed: int, *, tokens: int = 0, zero:
     moments.add(inputs(tokens or 3 * width, width, generator) * (0.0 if zero else 1.0))
     errors = [torch.randn(size, width, generator=generator, dtype=torch.float64) for size in outputs]
     return Problem(errors, shrink(moments.covariance()), moments.mean_magnitude())
+
+
+def solve_separately(errors: list[Tensor], weighting: Roots, rank: int, *, randomised: bool = True) -> list[Correction]:
+    """A right factor of its own for each of `errors`."""
+    return [solve([error], weighting, rank, randomised=randomised) for error in errors]
 
 
 @st.composite

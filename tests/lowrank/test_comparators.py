@@ -5,25 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grafts.lowrank.comparators import (
-    METHODS,
-    Shape,
-    Upgrade,
-    num_values,
-    rank_for,
-    rank_of_equal_size,
-    solve_separately,
-    spend_on_bits,
-)
-from grafts.lowrank.covariance import shrink
+from grafts.lowrank.budget import Shape, correction_bytes, rank_of_bytes
+from grafts.lowrank.comparators import METHODS, Upgrade, spend_on_bits
+from grafts.lowrank.covariance import Roots, roots, shrink
 from grafts.lowrank.glowq import remaining_error, solve
-from tests.lowrank.problems import CLOSE, Problem, problem, problems
+from tests.lowrank.problems import CLOSE, Problem, problem, problems, solve_separately
 
-SHAPES = st.builds(Shape, st.lists(st.integers(1, 99), min_size=1, max_size=4).map(tuple), st.integers(1, 99))
+
+def qera_exact(covariance: torch.Tensor, _magnitude: torch.Tensor) -> Roots:
+    """The whole covariance, as GlowQ has it."""
+    return roots(covariance)
+
+
+WEIGHTINGS = {**METHODS, "qera_exact": qera_exact}
 
 
 def separate_error(task: Problem, method: str, rank: int) -> float:
-    weighting = METHODS[method](task.covariance, task.magnitude)
+    weighting = WEIGHTINGS[method](task.covariance, task.magnitude)
     found = solve_separately(task.errors, weighting, rank, randomised=False)
     pairs = zip(task.errors, found, strict=True)
     return sum(remaining_error(error, each.left[0], each.right, task.roots) for error, each in pairs)
@@ -33,7 +31,7 @@ def separate_error(task: Problem, method: str, rank: int) -> float:
 @settings(deadline=None, max_examples=40)
 def test_knowing_the_whole_covariance_is_never_worse(task: Problem, rank: int):
     exact = separate_error(task, "qera_exact", rank)
-    for method in METHODS:
+    for method in WEIGHTINGS:
         assert exact <= separate_error(task, method, rank) * (1 + 1e-9) + 1e-9
 
 
@@ -54,7 +52,8 @@ def test_sharing_costs_at_equal_rank_and_pays_at_equal_size():
     for error in task.errors:
         error.copy_(torch.randn(64, 128, generator=generator, dtype=torch.float64) * strength)
     task = task._replace(covariance=torch.eye(128, dtype=torch.float64))
-    separate, rank = separate_error(task, "qera_exact", 8), rank_of_equal_size(Shape((64, 64, 64), 128), 8)
+    separate, shape = separate_error(task, "qera_exact", 8), Shape((64, 64, 64), 128)
+    rank = rank_of_bytes([shape], correction_bytes([shape], 8, shared=False), shared=True)
     assert rank == 14
     shared = {rank: solve(task.errors, task.roots, rank, randomised=False) for rank in (8, rank)}
     left = {rank: found.total - found.singular_values.square().sum().item() for rank, found in shared.items()}
@@ -73,7 +72,7 @@ def test_uncorrelated_inputs_make_the_approximation_exact(task: Problem, rank: i
 @settings(deadline=None, max_examples=30)
 def test_the_scale_of_the_inputs_does_not_matter(task: Problem, rank: int, scale: float):
     scaled = task._replace(covariance=task.covariance * scale**2, magnitude=task.magnitude * scale)
-    for method in METHODS.values():
+    for method in WEIGHTINGS.values():
         factors = [
             solve_separately(case.errors, method(case.covariance, case.magnitude), rank, randomised=False)[0]
             for case in (task, scaled)
@@ -87,42 +86,23 @@ def test_inputs_never_seen_do_not_divide_by_zero():
     task = problem([5, 7], 11, 1)
     covariance, magnitude = task.covariance.clone(), task.magnitude.clone()
     covariance[3] = covariance[:, 3] = magnitude[3] = 0
-    for method in METHODS.values():
+    for method in WEIGHTINGS.values():
         for found in solve_separately(task.errors, method(covariance, magnitude), 4):
             assert torch.isfinite(found.left[0] @ found.right).all()
     zero = torch.zeros_like(covariance)
-    for method in METHODS.values():
+    for method in WEIGHTINGS.values():
         assert torch.isfinite(method(zero, torch.zeros_like(magnitude)).inverse).all()
-
-
-@given(SHAPES, st.integers(0, 100_000), st.booleans())
-@settings(deadline=None, max_examples=60)
-def test_the_rank_for_a_budget_is_the_largest_that_fits(shape: Shape, budget: int, shared: bool):
-    rank, most = rank_for(shape, budget, shared=shared), min(shape.inputs, sum(shape.outputs))
-    assert num_values(shape, rank, shared=shared) <= budget
-    assert rank == most or num_values(shape, rank + 1, shared=shared) > budget
-    assert rank_for(shape, budget + 1, shared=shared) >= rank
-
-
-@given(SHAPES, st.integers(0, 40))
-@settings(deadline=None, max_examples=60)
-def test_at_equal_size_the_shared_rank_is_that_of_the_formula(shape: Shape, rank: int):
-    """r' = r (sum O + m I) / (sum O + I), rounded down."""
-    outputs, modules = sum(shape.outputs), len(shape.outputs)
-    formula = rank * (outputs + modules * shape.inputs) // (outputs + shape.inputs)
-    assert rank_of_equal_size(shape, rank) == min(formula, shape.inputs, outputs)
-    if modules == 1:
-        assert rank_of_equal_size(shape, rank) == min(rank, shape.inputs, outputs)
 
 
 def test_factors_hold_as_many_numbers_as_counted():
     task = problem([5, 7, 3], 20, 2)
     shape = Shape((5, 7, 3), 20)
     shared = solve(task.errors, task.roots, 2)
-    assert sum(factor.numel() for factor in (*shared.left, shared.right)) == num_values(shape, 2, shared=True)
+    held = sum(factor.nbytes for factor in (*shared.left, shared.right))
+    assert held == correction_bytes([shape], 2, shared=True, value_bytes=8)
     separate = solve_separately(task.errors, task.roots, 2)
-    held = sum(found.left[0].numel() + found.right.numel() for found in separate)
-    assert held == num_values(shape, 2, shared=False)
+    held = sum(found.left[0].nbytes + found.right.nbytes for found in separate)
+    assert held == correction_bytes([shape], 2, shared=False, value_bytes=8)
     torch.testing.assert_close(shrink(task.covariance, 0.0), task.covariance, **CLOSE)
 
 

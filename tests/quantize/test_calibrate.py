@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from grafts.lowrank.covariance import Moments
+from grafts.lowrank.covariance import Moments, output_change
 from grafts.rtn import dequantise
 from stages.errors import UserError
 from stages.quantize.calibrate import Calibrated, Method, Solved, quantise_layers
@@ -18,6 +19,7 @@ from stages.quantize.packed import Scheme
 from stages.quantize.solvers import Awq, Gptq
 from stages.quantize.stream import LayerStream
 from stages.quantize.targets import targets
+from stages.quantize.upgrade import Upgradable
 from tests.evaluate.families import tiny
 
 IDS = torch.randint(3, 96, (5, 24), generator=torch.Generator().manual_seed(0))
@@ -111,7 +113,10 @@ class Round(Method):
         self.layers.append(layer)
         chosen = [(group, name) for group in layer.groups for name in group.chosen]
         weights = {name: layer.linears[name].weight.data for _, name in chosen}
-        return {name: Solved(weights[name], SCHEME.round(weights[name]), group.covariance) for group, name in chosen}
+        return {
+            name: Solved(weights[name], SCHEME.round(weights[name]), group.covariance, layer.powers[name])
+            for group, name in chosen
+        }
 
 
 def run(model: nn.Module, method: Method, *, sequential: bool = False, ids: torch.Tensor = IDS) -> Calibrated:
@@ -186,6 +191,52 @@ def test_an_expert_that_no_token_reaches_is_rounded_to_nearest_and_told(method):
     assert torch.equal(model.model.layers[0].mlp.unused.up_proj.weight.data, nearest)
     assert found.output_errors[names[0]] == 0
     assert found.output_errors["model.layers.0.mlp.used.up_proj"] > 0
+
+
+class Kept(Awq):
+    """AWQ, and what it gave."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, SCHEME, 4)
+        self.solved: dict[str, Solved] = {}
+        self.powers: dict[str, float] = {}
+
+    def solve(self, layer: Layer) -> dict[str, Solved]:
+        self.powers.update(layer.powers)
+        self.solved.update(found := super().solve(layer))
+        return found
+
+
+def kept_model() -> nn.Module:
+    """Some channels between `up_proj` and `down_proj` are strong, so that scales move from one to the other."""
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data[:4] *= 30
+    return model
+
+
+def test_errors_are_over_the_output_of_the_weight_that_was_rounded():
+    """Also where AWQ took the scales of another linear's inputs out of its rows."""
+    method = Kept(model := kept_model())
+    found = run(model, method)
+    for name, each in method.solved.items():
+        weight, restored, sigma = (x.double() for x in (each.weight, each.restored, each.covariance))
+        expected = (output_change(weight - restored, sigma) / output_change(weight, sigma)).sqrt().item()
+        assert found.output_errors[name] == pytest.approx(expected, rel=1e-3)
+    name = "model.layers.0.mlp.up_proj"
+    assert method.details()["scaling"]["model.layers.0.mlp.down_proj"]["source"] == name
+    assert method.solved[name].power < 0.5 * method.powers[name], "else this told nothing"
+
+
+def test_upgrades_are_judged_by_the_same_output_and_hold_no_moments():
+    method = Upgradable(Kept(model := kept_model()), upper := replace(SCHEME, bits=8), None)
+    found = run(model, method)
+    for name, each in method.upgrades.items():
+        weight, sigma = (x.double() for x in (method.base.solved[name].weight, method.base.solved[name].covariance))
+        left = output_change(weight - dequantise(upper.round(weight.float())).double(), sigma)
+        expected = found.output_errors[name] ** 2 - (left / output_change(weight, sigma)).item()
+        assert each.upgrade.drop == pytest.approx(expected, rel=1e-3)
+        assert each.solved.covariance.untyped_storage().nbytes() == 0
 
 
 def test_fewer_tokens_than_inputs_are_refused_before_compute():

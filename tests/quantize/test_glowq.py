@@ -24,6 +24,7 @@ from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.quantize.glowq import GlowqParams, QuantizeGlowq
 from stages.quantize.glowq_s import GlowqSelectedParams
+from stages.quantize.mixed import MixedParams, QuantizeMixed
 from stages.stage import Context
 from tests.grafts.toys import REGISTERED, TiedMlps
 from tests.quantize.runs import IDS, SKIP_GATES, logits, quantize
@@ -272,8 +273,10 @@ def test_a_base_without_grafts_is_refused_before_compute(tmp_path: Path, parent:
     source = shutil.copytree(parent, tmp_path / "neox")
     (source / "model.safetensors").unlink()
     save_model(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=384, **sizes)), source, tokenizer_from=None)
-    with pytest.raises(UserError, match="no grafts for the model type 'gpt_neox'"):
-        quantize("glowq", source, tmp_path, tokens)
+    inputs = {"model": Model(source), "calibration": tokens}
+    for stage in (QuantizeGlowq(GlowqParams()), QuantizeMixed(MixedParams())):
+        with pytest.raises(UserError, match="the parts of a gpt_neox are not known: supported are gemma3_text, llama"):
+            stage.check(inputs)
 
 
 @pytest.mark.parametrize(

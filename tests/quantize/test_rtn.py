@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from grafts.loader import load_model, save_model
@@ -14,6 +15,7 @@ from grafts.rtn import dequantise, quantise
 from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.quantize.rtn import QuantizeRoundToNearest, RoundToNearestParams
+from stages.quantize.targets import targets
 from stages.stage import Context
 from tests.tiny import tiny_model, tokens_dataset
 
@@ -112,12 +114,19 @@ def test_a_group_that_divides_no_layer_names_layer_and_divisors(tmp_path: Path):
     with pytest.raises(UserError, match=r"group_size 48 does not divide the 64 .* model.layers.0") as caught:
         quantize(bfloat16_model(tmp_path), tmp_path, group_size=48)
     assert "[8, 16, 32, 64]" in caught.value.fix
+    odd = nn.Sequential(nn.Linear(20, 8))
+    with pytest.raises(UserError, match="group_size 16 does not divide the 20") as caught:
+        targets(odd, 16, ())
+    assert caught.value.fix == "add '0' to skip"
 
 
 def test_a_skip_that_matches_nothing_names_the_nearest(tmp_path: Path):
     with pytest.raises(UserError, match="'lm_hed' matches no part") as caught:
         quantize(bfloat16_model(tmp_path), tmp_path, skip=("lm_hed",))
     assert "lm_head" in caught.value.fix
+    with pytest.raises(UserError, match="'zzz' matches no part") as caught:
+        quantize(bfloat16_model(tmp_path), tmp_path, skip=("zzz",))
+    assert caught.value.fix == "take 'zzz' out of skip"
 
 
 def test_a_tied_head_cannot_be_packed(tmp_path: Path):

@@ -13,6 +13,8 @@ from pipelines.canonical import canonical, digest
 from pipelines.spec.gate import COMPARE, parse_gate
 from pipelines.spec.quantities import format_bytes, format_duration, parse_bytes, parse_duration
 from pipelines.spec.schema import json_schema
+from stages.errors import UserError
+from stages.registry import find
 from tests.spec.test_load import GOOD
 
 values = st.recursive(
@@ -35,6 +37,15 @@ def test_canonical_json_ignores_order_and_reads_back(value):
 def test_what_has_no_canonical_form_is_refused(value):
     with pytest.raises(TypeError):
         canonical(value)
+
+
+def test_a_stage_that_is_not_there_is_told_with_those_that_can_be_named():
+    with pytest.raises(UserError) as caught:
+        find("stages.distill.logits:Nothing")
+    assert caught.value.fix == "stages there: DistillLogits"
+    with pytest.raises(UserError, match="os has no stage 'system'") as caught:
+        find("os:system")
+    assert caught.value.fix == "name a module that defines a subclass of stages.stage.Stage"
 
 
 def test_int_and_float_are_different_identities():
