@@ -18,6 +18,9 @@ ASIDE: Final[Mapping[Kind, str]] = {
     "replaced": "was made anew and set aside",
 }
 
+KEYED: Final[Mapping[str, int]] = {"artifacts": 2, "scratch": 1, "leases": 1}
+"""Which part of a path in these folders is a key."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -37,6 +40,12 @@ class Item:
     why: str
     manifest: Manifest | None = None
     """Of an artifact."""
+
+    @property
+    def key(self) -> str:
+        """The key it belongs to, as far as its path tells; "" when it belongs to none."""
+        parts = self.path.split("/")
+        return parts[KEYED[parts[0]]] if parts[0] in KEYED else ""
 
 
 def unfinished(catalogue: Catalogue, alive: Alive) -> Iterator[Item]:

@@ -17,6 +17,7 @@ from pipelines.housekeeping.gc import Policy, survey
 from pipelines.housekeeping.leftovers import Item
 from pipelines.housekeeping.reference import find_artifact
 from pipelines.housekeeping.sweep import collect, sweep
+from pipelines.store import Store
 from pipelines.store.holder import Holder
 from stages.errors import UserError
 from tests.holders import dead, far
@@ -129,7 +130,8 @@ def open_run(shop: Shop, name: str, holder: Holder) -> None:
 
 def test_a_run_that_starts_meanwhile_stops_the_sweep(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = shop.catalogue()
-    items = survey(catalogue, NOTHING, find_alive(shop.store))
+    weighed = find_alive(shop.store)
+    items = survey(catalogue, NOTHING, weighed)
     real = StoreFiles.remove_tree
 
     def remove_and_start(self: StoreFiles, name: str) -> None:
@@ -137,9 +139,35 @@ def test_a_run_that_starts_meanwhile_stops_the_sweep(shop: Shop, monkeypatch: py
         open_run(shop, "live", Holder.here("live"))
 
     monkeypatch.setattr(StoreFiles, "remove_tree", remove_and_start)
-    swept = sweep(catalogue, items)
+    swept = sweep(catalogue, items, weighed)
     assert (len(swept.removed), swept.stopped_by) == (1, "live")
     assert len(shop.catalogue().manifests) == len(items) - 1
+
+
+def test_a_run_that_starts_during_the_survey_stops_the_sweep(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Catalogue.read
+
+    def read_and_start(store: Store) -> Catalogue:
+        found = real(store)
+        open_run(shop, "live", Holder.here("live"))
+        return found
+
+    monkeypatch.setattr(Catalogue, "read", read_and_start)
+    items, swept = collect(shop.store, NOTHING)
+    assert any(item.goes for item in items)
+    assert (swept.removed, swept.stopped_by) == ((), "live")
+
+
+def test_what_a_weighed_run_begins_to_make_meanwhile_is_left(shop: Shop) -> None:
+    scratch = shop.store.root / "scratch" / ("b" * 24) / "attempt"
+    scratch.mkdir(parents=True)
+    open_run(shop, "live", Holder.here("live"))
+    weighed = find_alive(shop.store)
+    items = survey(shop.catalogue(), NOTHING, weighed)
+    assert shop.store.claim("b" * 64, Holder.here("live")).attempt()
+    swept = sweep(shop.catalogue(), items, weighed)
+    assert scratch.is_dir()
+    assert {item.kind for item in swept.removed} == {"artifact"}
 
 
 @EVERYWHERE
