@@ -17,7 +17,7 @@ class StoreFiles:
     """Reads, writes, lists and removes files of `store`; names are relative, with `/`."""
 
     def __init__(self, store: Store) -> None:
-        self.root = store.root
+        self.root, self.reaching = store.root, store.reaching
         self.remote = getattr(store, "remote", None)
         self.base = str(getattr(store, "base", "")).rstrip("/")
         if self.remote is not None:
@@ -32,17 +32,23 @@ class StoreFiles:
         """Names that match, sorted."""
         if self.remote is None:
             return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
-        return sorted(self._name(found) for found in self.remote.glob(f"{self.base}/{pattern}"))
+        with self.reaching():
+            return sorted(self._name(found) for found in self.remote.glob(f"{self.base}/{pattern}"))
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The contents of these files; one that is gone meanwhile is left out."""
+        """The contents of these files; one that is gone meanwhile is left out. Raises UnreachableError."""
         names = list(names)
         if self.remote is None:
             return {name: data for name in names if (data := self._local(name)) is not None}
-        found = self.remote.cat([f"{self.base}/{name}" for name in names], on_error="omit") if names else {}
-        # A single path comes back as bytes from some file systems, as a mapping from others.
-        found = {f"{self.base}/{names[0]}": found} if isinstance(found, bytes) else found
-        return {self._name(path): data for path, data in found.items()}
+        with self.reaching():
+            found = self.remote.cat([f"{self.base}/{name}" for name in names], on_error="return") if names else {}
+            # A single path comes back as it is from some file systems, as a mapping from others.
+            found = found if isinstance(found, dict) else {f"{self.base}/{names[0]}": found}
+            # Who takes a file that could not be read for one that is not there removes what it protects.
+            for problem in found.values():
+                if isinstance(problem, Exception) and not isinstance(problem, FileNotFoundError):
+                    raise problem
+        return {self._name(path): data for path, data in found.items() if isinstance(data, bytes)}
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None."""
@@ -52,20 +58,25 @@ class StoreFiles:
         """Write a file so that a reader sees the old one or the whole new one."""
         if self.remote is None:
             write_atomically(self.root / name, data)
-        else:
+            return
+        with self.reaching():
             self.remote.pipe_file(f"{self.base}/{name}", data)
 
     def remove(self, name: str) -> None:
         """Remove one file, if it is there."""
         if self.remote is None:
             (self.root / name).unlink(missing_ok=True)
-        elif self.remote.exists(f"{self.base}/{name}"):
-            self.remote.rm_file(f"{self.base}/{name}")
+            return
+        with self.reaching():
+            if self.remote.exists(f"{self.base}/{name}"):
+                self.remote.rm_file(f"{self.base}/{name}")
 
     def remove_tree(self, name: str) -> None:
         """Remove a directory with all below it, also from the local copy."""
-        if self.remote is not None and self.remote.exists(f"{self.base}/{name}"):
-            self.remote.rm(f"{self.base}/{name}", recursive=True)
+        if self.remote is not None:
+            with self.reaching():
+                if self.remote.exists(f"{self.base}/{name}"):
+                    self.remote.rm(f"{self.base}/{name}", recursive=True)
         if (self.root / name).is_dir():
             shutil.rmtree(self.root / name)
 
@@ -74,7 +85,8 @@ class StoreFiles:
         here = sum(path.lstat().st_size for path in (self.root / name).rglob("*") if not path.is_dir())
         if self.remote is None:
             return here
-        return here + (self.remote.du(f"{self.base}/{name}") if self.remote.exists(f"{self.base}/{name}") else 0)
+        with self.reaching():
+            return here + (self.remote.du(f"{self.base}/{name}") if self.remote.exists(f"{self.base}/{name}") else 0)
 
     def _local(self, name: str) -> bytes | None:
         try:

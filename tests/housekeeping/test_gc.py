@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from pipelines.housekeeping.gc import Policy, survey
 from pipelines.housekeeping.leftovers import Item
 from pipelines.housekeeping.reference import find_artifact
 from pipelines.housekeeping.sweep import collect, sweep
-from pipelines.store import Store
+from pipelines.store import Store, open_store
 from pipelines.store.holder import Holder
+from pipelines.store.lease import UnreachableError
 from stages.errors import UserError
 from tests.holders import dead, far
-from tests.housekeeping.conftest import EVERYWHERE, PIPELINE, Shop
+from tests.housekeeping.conftest import EVERYWHERE, PIPELINE, Shop, make_shop
 
 LAST = Policy(keep_last=1)
 NOTHING = Policy(keep_last=0, keep_newest=False)
@@ -247,6 +249,27 @@ def test_two_at_once(shop: Shop) -> None:
 
     with locked(shop.store.root / "gc.lock"), pytest.raises(UserError, match="another gc is at work"):
         collect(shop.store, LAST)
+
+
+@pytest.mark.parametrize("what", ["tags/best.json", "manifest.json", "lineage/"])
+def test_what_cannot_be_read_now_is_not_taken_for_gone(bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(bench.directory / "cache"))
+    bench.store = open_store(f"memory://{uuid.uuid4().hex}/store")
+    shop = make_shop(bench)
+    collect(shop.store, LAST)
+    give_tag(shop.store, shop.results[2].run, "best")
+    real = shop.store.remote.cat_file
+
+    def throttled(path: str, **more: object) -> bytes:
+        if what in path:
+            raise OSError("slow down")
+        return real(path, **more)
+
+    monkeypatch.setattr(shop.store.remote, "cat_file", throttled)
+    with pytest.raises(UnreachableError, match="slow down"):
+        collect(shop.store, NOTHING)
+    monkeypatch.undo()
+    assert all(shop.has(manifest) for manifest in shop.results[2].manifests.values())
 
 
 def test_a_damaged_tag_keeps_everything(shop: Shop) -> None:
