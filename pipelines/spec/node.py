@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pipelines.spec.document import Path
 from pipelines.spec.expectations import read_gates
@@ -16,6 +16,8 @@ from pipelines.spec.problems import Nearest
 from pipelines.spec.quantities import parse_bytes, parse_duration
 from pipelines.spec.reading import Reader, kind_of
 from stages.stage import Resources, Stage
+
+RESOURCE_KEYS: Final = ("workers", "cpus", "gpus", "memory")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _needs(reader: Reader, path: Path, value: Any, others: Neighbours) -> Iterat
 def _resources(reader: Reader, stage: type[Stage], path: Path, body: dict[str, Any]) -> Resources:
     path = (*path, "resources")
     raw = reader.typed(body, path[:-1], "resources", dict, {})
-    reader.unknown_keys(raw, path, ("workers", "cpus", "gpus", "memory"))
+    reader.unknown_keys(raw, path, RESOURCE_KEYS)
     memory = raw.get("memory", 0)
     resources = Resources(
         workers=reader.typed(raw, path, "workers", int, 1, at_least=1),

@@ -15,7 +15,7 @@ from pipelines.journal import Journal, list_runs
 from pipelines.store import open_store
 from pipelines.store.lease import UnreachableError
 from pipelines.worker import _failure, execute
-from stages.errors import UserError
+from stages.errors import StageError, UserError
 
 TWO_BRANCHES = """\
 name: branches
@@ -246,6 +246,17 @@ def test_the_parts_of_a_lost_cluster_interrupt_once():
     loss.tell("the raylet")
     with pytest.raises(ClusterLostError, match="the head has died"):
         loss.check()
+
+
+def test_what_a_failed_stage_advises_is_told_as_its_fix():
+    outcome = _failure(StageError("the server went away", where="judge", fix="start it again"), None, None, 1.0)
+    assert (outcome.message, outcome.fix) == ("StageError: judge: the server went away", "start it again")
+    assert not outcome.users_fault
+
+
+def test_a_module_that_is_missing_is_told_by_what_can_be_installed():
+    missing = ModuleNotFoundError("No module named 'scipy.optimize'", name="scipy.optimize")
+    assert _failure(missing, None, None, 1.0).fix == "pip install scipy"
 
 
 def test_a_run_that_is_refused_after_it_began_has_failed(bench, monkeypatch):
