@@ -5,12 +5,29 @@ Writing is atomic: on a disk by renaming, on an object store because a put is.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
 from pipelines.store import Store
 from pipelines.store.contents import write_atomically
+
+
+def walk(path: Path) -> Iterator[os.stat_result]:
+    """What `path` is and everything below it; what vanishes meanwhile, as an old checkpoint does, is left out."""
+    below = (os.path.join(place, name) for place, *groups in os.walk(path) for group in groups for name in group)  # noqa: PTH118
+    for entry in chain([path], below):
+        with suppress(FileNotFoundError):
+            yield os.lstat(entry)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    return sum(status.st_size for status in walk(path) if not stat.S_ISDIR(status.st_mode))
 
 
 class StoreFiles:
@@ -82,7 +99,7 @@ class StoreFiles:
 
     def tree_bytes(self, name: str) -> int:
         """Bytes of all files below a directory, here and, for a URL, there."""
-        here = sum(path.lstat().st_size for path in (self.root / name).rglob("*") if not path.is_dir())
+        here = size_of(self.root / name)
         if self.remote is None:
             return here
         with self.reaching():

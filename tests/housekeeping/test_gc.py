@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -209,6 +212,30 @@ def test_leftovers_of_dead_runs_go(shop: Shop) -> None:
     }
     collect(shop.store, LAST)
     assert not list(root.glob("scratch/*")) + list(root.glob("work/*")) + list(root.glob("damaged/*"))
+
+
+def test_a_survey_beside_checkpoints_that_come_and_go(shop: Shop) -> None:
+    scratch = shop.store.root / "scratch" / ("b" * 24) / "attempt"
+    over = threading.Event()
+
+    def rotate() -> None:
+        for step in itertools.count():
+            if over.is_set():
+                return
+            directory = scratch / f"step-{step}"
+            directory.mkdir(parents=True)
+            for name in range(50):
+                (directory / str(name)).touch()
+            shutil.rmtree(directory)
+
+    thread = threading.Thread(target=rotate)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert any(item.kind == "scratch" for item in look(shop, LAST))
+    finally:
+        over.set()
+        thread.join()
 
 
 @EVERYWHERE
