@@ -137,8 +137,10 @@ def close_dead_runs(store: Store) -> list[str]:
         reason = store.death_of(mark.parent.name)
         if reason and store.may_close(mark.parent.name):
             writer = JournalWriter(mark.parent)
-            writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
+            if writer.length:  # it had begun
+                writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
             writer.close()
+            mark.unlink(missing_ok=True)
             store.clear_leases(mark.parent.name)
             closed.append(mark.parent.name)
     return closed
@@ -171,6 +173,6 @@ def _cut_torn_line(path: Path) -> int:
 def _started(path: Path) -> float:
     with path.open(encoding="utf-8") as lines:
         try:
-            return float(json.loads(next(lines))["time"])
+            return float(json.loads(lines.readline())["time"])
         except (ValueError, KeyError, TypeError):
             return path.stat().st_mtime

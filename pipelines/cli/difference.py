@@ -66,7 +66,7 @@ def comparison_json(runs: Sequence[str], views: Sequence[RunView], stages: Seque
     """The comparison for machines: every row, with the runs that have a value."""
     return {
         "runs": [
-            {"run": run, "pipeline": view.started["pipeline"], "state": view.state, "seconds": view.seconds}
+            {"run": run, "pipeline": view.started.get("pipeline", ""), "state": view.state, "seconds": view.seconds}
             for run, view in zip(runs, views, strict=True)
         ],
         "stages": [
