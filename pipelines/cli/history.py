@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from pipelines.cli.console import new_console
 from pipelines.cli.format import SHOWN, format_metrics
+from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
 from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
@@ -37,7 +37,7 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
             name: {"state": stage.state, "waits": stage.waits or None, "metrics": stage.metrics}
             for name, stage in view.stages.items()
         }
-        print(json.dumps({"run": view.run, "state": view.state, "stages": stages}, indent=2))
+        print_json({"run": view.run, "state": view.state, "stages": stages})
         return
     console = new_console()
     console.print(f"{view.run}: {_told(store, view)}\n", markup=False)
@@ -113,7 +113,7 @@ def _show_job(submission: Submission, *, as_json: bool) -> None:
     job = submission.jobs().find(submission.run)
     state = job.status.lower() if job else "unknown to the cluster"
     if as_json:
-        print(json.dumps({"run": submission.run, "state": state, "stages": {}}, indent=2))
+        print_json({"run": submission.run, "state": state, "stages": {}})
         return
     print(f"{submission.run}: {state} at {submission.dashboard}, nothing in the store {submission.store} yet")
     if job and job.ended:
@@ -129,7 +129,7 @@ def _show_runs(store: Store, *, as_json: bool) -> None:
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         rows.append({"run": name, "state": view.state, "seconds": view.seconds, "stages": counts})
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     table = grid("run", "", "time", "stages")
     for row in rows:
