@@ -68,7 +68,7 @@ class ModuleCache:
         try:
             content = json.loads(file.read_bytes()) if file else {}
             self.known = content["modules"] if content["version"] == VERSION else {}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             self.known = {}  # a cache that is missing or damaged is made again
 
     def read(self, name: str, file: Path) -> Module:
@@ -87,12 +87,12 @@ class ModuleCache:
     def save(self) -> None:
         """Write what was learnt, if anything was."""
         if self.changed and self.file:
-            from pipelines.store.contents import write_atomically
+            from pipelines.store.contents import write_cache
 
             if len(self.known) > MOST_FILES:
                 self.known = {label: entry for label, entry in self.known.items() if label in self.used}
             content = json.dumps({"version": VERSION, "modules": self.known}, separators=(",", ":"))
-            write_atomically(self.file, content.encode())
+            write_cache(self.file, content.encode())
             self.changed = False
 
     def _remembered(self, label: str, stamp: list[int]) -> Module | None:
