@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipelines.journal import Journal
 from pipelines.lineage.view import RunView, StageView
+from pipelines.result import GOOD
 from pipelines.spec.problems import nearest
 from stages.errors import RegraftError, StageError, UserError
 
@@ -153,5 +154,5 @@ def _over(view: RunView, stage: str | None) -> str:
 
 def _is_good(view: RunView, stage: str | None) -> bool:
     if stage in view.stages:
-        return view.stages[stage].state in ("done", "cached", "kept")
+        return view.stages[stage].state in GOOD
     return view.state == "done"
