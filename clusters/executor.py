@@ -113,6 +113,9 @@ class Executor(Protocol):
     def ask_to_stop(self) -> bool:
         """Ask all work to save what it has and stop; `wait` tells when each has. False when none can be asked."""
 
+    def check(self) -> None:
+        """Raise ClusterLostError when what the work runs on is gone: an interrupt may mean that."""
+
     def close(self) -> None:
         """Stop whatever still runs and free everything."""
 
@@ -160,6 +163,9 @@ class InlineExecutor:
     def ask_to_stop(self) -> bool:
         """No: what interrupts this process has interrupted the work."""
         return False
+
+    def check(self) -> None:
+        """Nothing: there is only this process."""
 
     def close(self) -> None:
         """Forget what has not begun."""

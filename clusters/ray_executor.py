@@ -7,11 +7,9 @@ them as a group. Call `clusters.environment.prepare` before importing this modul
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +21,7 @@ from clusters import leftovers
 from clusters.connection import connected, own_sigterm, parts
 from clusters.executor import Capacity, Event, Finished, OnEvent, Request, Work, out_of_time
 from clusters.handover import handed_on
-from clusters.lost import ClusterLostError
+from clusters.lost import Loss
 from clusters.profile import Profile
 from clusters.room import Situation, Waits
 from clusters.situation import capacity, situation
@@ -43,9 +41,9 @@ class RayExecutor:
         self.on_event, self.run = on_event, run
         with own_sigterm():
             self.owns_cluster = connected(profile, run)
-        self.lost = ""
+        self.loss = Loss()
         self.left: list[str] = []
-        self.watches = [Watch(name, address, self._on_loss) for name, address in parts().items()]
+        self.watches = [Watch(name, address, self.loss.tell) for name, address in parts().items()]
         self.channel = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Channel).remote()
         self.shared = ray.remote(max_retries=0)(_run)
         self.isolated = ray.remote(max_retries=0, max_calls=1)(_run)
@@ -77,6 +75,7 @@ class RayExecutor:
 
     def wait(self, timeout_seconds: float | None = None) -> list[Finished]:
         """Block until a task ends or a deadline passes; events are delivered as they come."""
+        self.check()
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
             while True:
@@ -88,8 +87,7 @@ class RayExecutor:
                     return finished
         # Either may come first when the head dies: the news from the watch, or a call that Ray gives up.
         except (KeyboardInterrupt, ray.exceptions.RayError):
-            if self.lost:
-                raise ClusterLostError(self.lost) from None
+            self.check()
             raise
 
     def full(self) -> bool:
@@ -98,14 +96,19 @@ class RayExecutor:
 
     def ask_to_stop(self) -> bool:
         """Ask all work to save what it has and stop."""
+        self.check()
         self.channel.stop.remote()
         return True
+
+    def check(self) -> None:
+        """Raise ClusterLostError when the head of the cluster has died."""
+        self.loss.check()
 
     def close(self) -> None:
         """Cancel what runs, by force, and stop the cluster if this executor started it."""
         for watch in self.watches:
             watch.close()
-        if self.lost:
+        if self.loss.what:
             self.left = leftovers.end_processes(self.run, patience_seconds=0) if self.owns_cluster else []
             return
         self._kill()
@@ -128,12 +131,6 @@ class RayExecutor:
         ray.kill(self.channel)
         if killed:
             self.left = leftovers.end_in_cluster(ray.get_runtime_context().get_job_id())
-
-    def _on_loss(self, what: str) -> None:
-        """Wake the thread that waits: Ray would let it wait on. A run in a shell's background ignores Ctrl-C."""
-        self.lost = f"{what} has died"
-        heard = callable(signal.getsignal(signal.SIGINT))
-        _thread.interrupt_main(signal.SIGINT if heard else signal.SIGTERM)
 
     def _patience(self, until: float | None) -> float | None:
         moments = [self._deadline(request, began) for _, request, began in self.running.values()]

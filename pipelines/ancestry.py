@@ -183,4 +183,6 @@ def changed_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _step_from(entry: Mapping[str, Any]) -> Step:
     outputs = {name: Output(**output) for name, output in entry["outputs"].items()}
-    return Step(**{**entry, "outputs": outputs, "inputs": tuple(Edge(**edge) for edge in entry["inputs"])})
+    metrics = {name: float(value) for name, value in entry["metrics"].items()}  # NaN is written as text
+    inputs = tuple(Edge(**edge) for edge in entry["inputs"])
+    return Step(**{**entry, "outputs": outputs, "inputs": inputs, "metrics": metrics})

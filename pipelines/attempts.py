@@ -6,11 +6,12 @@ The executor is made for the first of them, so a run whose stages are all cached
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pipelines.claims import Claims
+from pipelines.claims import LOOK_SECONDS, Claims
 from pipelines.identity import code_of, grafts_in
 from pipelines.journal import JournalWriter
 from pipelines.ladder import step_down
@@ -50,6 +51,13 @@ class Attempts:
         self.steps_down: dict[str, list[str]] = {}
         """What each stage that ran out of memory gave up for it."""
 
+        self.fenced: Counter[str] = Counter()
+        """Attempts of each stage that another run took for dead: they did not fail."""
+        self.ask_at: float | None = None
+        """When to ask a store again that could not be reached, by the monotonic clock."""
+        self.store_away: dict[str, str] = {}
+        """What was last told of a store that could not be asked, by the stage that waits for its answer."""
+
     def start(self, step: Step, attempt: int, lease: Lease) -> None:
         """Hand the attempt to the executor."""
         if self.executor is None:
@@ -69,11 +77,29 @@ class Attempts:
 
     def wait(self) -> list[Finished]:
         """Block until an attempt has ended, or something is to be done: a pause is over, a lease to be looked at."""
+        patience, self.ask_at = self._patience(), None
         if not self.running:
-            time.sleep(self._patience() or 0)
+            time.sleep(patience or 0)
             return []
         assert self.executor is not None
-        return self.executor.wait(self._patience())
+        return self.executor.wait(patience)
+
+    def ask_store_again(self, stage: str, problem: str) -> None:
+        """Come back to a stage soon: the store could not be reached when it got its turn."""
+        self.ask_at = time.monotonic() + LOOK_SECONDS
+        if self.store_away.get(stage) != problem:
+            self.store_away[stage] = problem
+            self.say(stage, problem)
+
+    def take_paused(self) -> list[tuple[Step, int]]:
+        """The attempts that wait after a failure; they will not be made."""
+        taken, self.pauses = self.pauses, []
+        return [(step, attempt) for _, step, attempt in taken]
+
+    def check_cluster(self) -> None:
+        """Raise ClusterLostError when what the attempts run on is gone."""
+        if self.executor is not None:
+            self.executor.check()
 
     def under_way(self) -> list[StageSpec]:
         """Stages that run, pause, or wait for their lease."""
@@ -105,8 +131,8 @@ class Attempts:
 
     def pause(self, step: Step, attempt: int, failure: Failure) -> bool:
         """Have a failed stage tried again after a while; False when that is no use, or was done often enough."""
-        steps_down = len(self.steps_down.get(step.spec.name, ()))
-        if failure.users_fault or attempt - steps_down > step.spec.retries:
+        spent = attempt - len(self.steps_down.get(step.spec.name, ())) - self.fenced[step.spec.name]
+        if failure.users_fault or spent > step.spec.retries:
             return False
         seconds = min(2.0 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
         self.say(step.spec.name, f"attempt {attempt} failed: {failure.message}; trying again in {seconds:g} s")
@@ -144,8 +170,9 @@ class Attempts:
         return make_task(step, attempt, lease=lease, code=code, around=around, store=store, made=self.made)
 
     def _patience(self) -> float | None:
-        """Seconds until a paused stage is due, or leases are to be looked at; None when nothing of that is."""
+        """Seconds until a paused stage is due, leases or the store are to be looked at; None when nothing of it is."""
         moments = [moment for moment, _, _ in self.pauses] + ([self.claims.due] if self.claims.wishes else [])
+        moments += [] if self.ask_at is None else [self.ask_at]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
 

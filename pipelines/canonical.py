@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, Final
+
+DIGITS: Final = 64
+"""Hex digits of a digest."""
 
 
 def canonical(value: Any) -> str:
@@ -22,6 +25,11 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, 64 hex digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is such a digest, and no version or name."""
+    return len(text) == DIGITS and set(text) <= set("0123456789abcdef")
 
 
 def _refuse_ambiguous(value: Any, where: str) -> None:

@@ -41,6 +41,8 @@ class Wish:
     step: Step
     attempt: int
     claim: Claim
+    lease: Lease | None = None
+    """Held already, while the store cannot be asked for the result."""
     told: str = ""
     """The last message about who is in the way."""
 
@@ -95,18 +97,19 @@ class Claims:
         self.keeper.close()
 
     def _try(self, wish: Wish) -> Turn | None:
-        if wish.claim.other and (manifest := self._made(wish.step)):
-            return Turn(wish.step, wish.attempt, manifest=manifest)
-        lease = wish.claim.attempt()
-        if lease is None:
+        if wish.lease is None:
+            if wish.claim.other and (manifest := self._made(wish.step)):
+                return Turn(wish.step, wish.attempt, manifest=manifest)
+            wish.lease = wish.claim.attempt()
+        if wish.lease is None:
             self._tell(wish, f"waits for {wish.claim.other.holder}, which makes the same" if wish.claim.other else "")
             return None
-        self.keeper.keep(lease)
+        self.keeper.keep(wish.lease)
         if manifest := self._made(wish.step):
-            self.keeper.release(lease.key)
+            self.keeper.release(wish.lease.key)
             return Turn(wish.step, wish.attempt, manifest=manifest)
         self._tell(wish, wish.claim.taken_over)
-        return Turn(wish.step, wish.attempt, lease=lease)
+        return Turn(wish.step, wish.attempt, lease=wish.lease)
 
     def _try_or_wait(self, wish: Wish) -> Turn | None:
         """Try; a store that cannot be reached now is asked again at the next look, and ends no run."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.plan import Plan
+from pipelines.spec.matrix import stage_base
 from pipelines.store import Store
 
 MOST_RESULTS: Final = 40
@@ -56,8 +57,8 @@ def expect(plan: Plan, store: Store) -> Expected:
 
 def _fitting(known: Mapping[str, list[float]], stage: str) -> list[float]:
     """Of this stage; else of other arms of its matrix; else of any stage."""
-    base = stage.partition("[")[0]
-    arms = [second for name, seconds in known.items() if name.partition("[")[0] == base for second in seconds]
+    base = stage_base(stage)
+    arms = [second for name, seconds in known.items() if stage_base(name) == base for second in seconds]
     return known.get(stage) or arms or [second for seconds in known.values() for second in seconds]
 
 

@@ -59,8 +59,13 @@ def lose(runner: Runner, what: str) -> None:
     """The cluster is gone, or never was: everything on it failed, and nothing more can start."""
     again = f"regraft resume {runner.result.run}{runner.store.option}"
     fix = f"start Ray again if it was not started by this run, then `{again}`"
-    for step, attempt in list(runner.attempts.running.values()):
-        runner.fail(step.spec, Failure(f"{what} while the stage ran", fix), step, attempt)
+    known = dict(runner.attempts.running) | {step.spec.name: (step, nr) for step, nr in runner.attempts.take_paused()}
+    # An interrupt may have come when a stage was not noted as started, or no longer.
+    begun = {*known, *(name for name, state in runner.result.states.items() if state == "running")}
+    for name in runner.stages:
+        if name in begun:
+            step, attempt = known.get(name, (None, 0))
+            runner.fail(runner.stages[name], Failure(f"{what} while the stage ran", fix), step, attempt)
     if runner.attempts.executor is None:  # the first stage was about to start
         first = next(name for name in runner.result.waiting() if not runner.frontier.missing[name])
         runner.fail(runner.stages[first], Failure(what, fix), attempt=1)

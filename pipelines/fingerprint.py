@@ -102,9 +102,7 @@ class _Walk:
             return
         if name != EFFECTS:
             yield module_name, EFFECTS
-            parent = module_name.rpartition(".")[0]
-            if parent:
-                yield parent, EFFECTS
+        yield from ((package, EFFECTS) for package in _packages(module_name))
         if name == WHOLE:
             yield from ((module_name, inner) for inner in (*module.definitions, *module.imports))
             return
@@ -137,6 +135,12 @@ class _Walk:
 
     def _module(self, name: str) -> Module | None:
         return _sources.module(name, name.partition(".")[0] in self.own)
+
+
+def _packages(module_name: str) -> Iterator[str]:
+    """The packages that are imported before the module is."""
+    while module_name := module_name.rpartition(".")[0]:
+        yield module_name
 
 
 @cache

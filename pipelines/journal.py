@@ -6,7 +6,6 @@ before the run goes on. While a run goes on, a file `open` beside its journal sa
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.causes import is_disk_full
 from pipelines.store import Store
 from pipelines.store.holder import Holder
 from stages.errors import UserError
@@ -25,7 +25,6 @@ PASSING: Final = frozenset({"progress"})
 """Events that listeners hear and the journal does not keep."""
 DURABLE: Final = frozenset({"run-started", "stage-started", "stage-finished", "run-finished"})
 """Events that are on the disk before the run goes on (a cache hit is not worth the wait: it can be had again)."""
-DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 LONGEST_LINE_BYTES: Final = 16 << 20
 LONGEST_END_BYTES: Final = 64 << 10
 """The line that tells the end of a run is shorter."""
@@ -76,7 +75,7 @@ class JournalWriter:
                 written += os.write(self.file, line[written:])
         except OSError as error:
             os.truncate(self.path, self.length)
-            if error.errno not in DISK_FULL:
+            if not is_disk_full(error):
                 raise
             fix = "free some space and start the run again: what is finished is kept"
             raise UserError(f"the disk is full: no room for the journal {self.path}", fix=fix) from None
@@ -138,8 +137,10 @@ def close_dead_runs(store: Store) -> list[str]:
         reason = store.death_of(mark.parent.name)
         if reason and store.may_close(mark.parent.name):
             writer = JournalWriter(mark.parent)
-            writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
+            if writer.length:  # it had begun
+                writer.write({"event": "run-finished", "state": "cancelled", "seconds": 0.0, "reason": reason})
             writer.close()
+            mark.unlink(missing_ok=True)
             store.clear_leases(mark.parent.name)
             closed.append(mark.parent.name)
     return closed
@@ -172,6 +173,6 @@ def _cut_torn_line(path: Path) -> int:
 def _started(path: Path) -> float:
     with path.open(encoding="utf-8") as lines:
         try:
-            return float(json.loads(next(lines))["time"])
+            return float(json.loads(lines.readline())["time"])
         except (ValueError, KeyError, TypeError):
             return path.stat().st_mtime

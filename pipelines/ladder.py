@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from pipelines.causes import causes
 from pipelines.spec.pipeline import StageSpec
 
 SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "OutOfMemoryError")
@@ -16,12 +17,10 @@ SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memor
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error`, or what caused it, is a lack of memory."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, MemoryError) or any(sign in f"{type(link).__name__}: {link}" for sign in SIGNS):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    return any(
+        isinstance(link, MemoryError) or any(sign in f"{type(link).__name__}: {link}" for sign in SIGNS)
+        for link in causes(error)
+    )
 
 
 def step_down(spec: StageSpec) -> tuple[StageSpec, str] | None:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
+from typing import NoReturn
 
 from stages.errors import RegraftError
 
@@ -34,12 +34,22 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("REGRAFT_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: the disk is full: {error}\nfix: free some space; what is finished is kept", file=sys.stderr)
-            sys.exit(2)
-        text = f"error: this is a mistake in regraft: {type(error).__name__}: {error}"
-        print(f"{text}\nfix: set REGRAFT_DEBUG=1 to see where, and report it", file=sys.stderr)
-        sys.exit(1)
+        _tell(error)
+
+
+def _tell(error: Exception) -> NoReturn:
+    """Tell of an error that nobody foresaw."""
+    from pipelines.causes import is_disk_full
+
+    code, text = 1, f"this is a mistake in regraft: {type(error).__name__}: {error}"
+    fix = "set REGRAFT_DEBUG=1 to see where, and report it"
+    if is_disk_full(error):
+        code, text, fix = 2, f"the disk is full: {error}", "free some space; what is finished is kept"
+    elif isinstance(error, OSError) and error.filename:
+        code, text = 2, f"{error.filename}: {error.strerror}"
+        fix = "check that it is there, and that you may read and write it"
+    print(f"error: {text}\nfix: {fix}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, Final
 from stages.errors import UserError
 
 WHOLE: Final = "*"
-VERSION: Final = f"1 {sys.version}"
+VERSION: Final = f"2 {sys.version}"
 """Of the cache: what is remembered by another Python, or in another form, counts for nothing."""
 SETTLED_NS: Final = 3_000_000_000
 """Age from which the time stamps of a file tell every further edit, also where clocks tick every two seconds."""
@@ -68,7 +68,7 @@ class ModuleCache:
         try:
             content = json.loads(file.read_bytes()) if file else {}
             self.known = content["modules"] if content["version"] == VERSION else {}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             self.known = {}  # a cache that is missing or damaged is made again
 
     def read(self, name: str, file: Path) -> Module:
@@ -87,12 +87,12 @@ class ModuleCache:
     def save(self) -> None:
         """Write what was learnt, if anything was."""
         if self.changed and self.file:
-            from pipelines.store.contents import write_atomically
+            from pipelines.store.contents import write_cache
 
             if len(self.known) > MOST_FILES:
                 self.known = {label: entry for label, entry in self.known.items() if label in self.used}
             content = json.dumps({"version": VERSION, "modules": self.known}, separators=(",", ":"))
-            write_atomically(self.file, content.encode())
+            write_cache(self.file, content.encode())
             self.changed = False
 
     def _remembered(self, label: str, stamp: list[int]) -> Module | None:
@@ -146,12 +146,14 @@ class _Reader:
         self.effects: list[ast.stmt] = []
 
     def module(self, tree: ast.Module) -> Module:
+        own = set(_bound(tree.body))
         for statement in tree.body:
-            self._file(statement)
+            self._file(statement, own)
         definitions = {name: self._describe(statements) for name, statements in self.definitions.items()}
         return Module(definitions, self.imports, self._describe(self.effects) if self.effects else None)
 
-    def _file(self, statement: ast.stmt) -> None:
+    def _file(self, statement: ast.stmt, own: set[str]) -> None:
+        """Put a statement with the names it defines, or with what the module does; `own` are the names it binds."""
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             self.definitions.setdefault(statement.name, []).append(statement)
         elif isinstance(statement, ast.ImportFrom):
@@ -161,9 +163,12 @@ class _Reader:
             # An import for its effect alone, as that of `grafts`, is something the module does.
             self.effects.append(statement)
         elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-            for name in names:
+            targets = list(_targets(statement))
+            # `torch.nn.Linear = Mine` defines nothing here: it changes what others see, as a call would.
+            if not {_root(target) for target in targets} <= own - set(self.imports):
+                self.effects.append(statement)
+                return
+            for name in (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)):
                 self.definitions.setdefault(name, []).append(statement)
         elif not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test)):
             self.effects.append(statement)
@@ -203,6 +208,33 @@ class _Reader:
         package = self.name.split(".")
         keep = len(package) - node.level + (1 if self.is_package else 0)
         return ".".join([*package[:keep], *([node.module] if node.module else [])])
+
+
+def _bound(statements: list[ast.stmt]) -> Iterator[str]:
+    """The names that these statements themselves define."""
+    for statement in statements:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield statement.name
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            yield from (target.id for target in _targets(statement) if isinstance(target, ast.Name))
+
+
+def _targets(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> Iterator[ast.expr]:
+    """What is assigned to, one by one."""
+    pending = list(statement.targets) if isinstance(statement, ast.Assign) else [statement.target]
+    while pending:
+        target = pending.pop()
+        if isinstance(target, (ast.Tuple, ast.List)):
+            pending.extend(target.elts)
+        else:
+            yield target.value if isinstance(target, ast.Starred) else target
+
+
+def _root(target: ast.expr) -> str:
+    """The name whose value is changed: `a` in `a.b[c]`; "" where it is not a name."""
+    while isinstance(target, (ast.Attribute, ast.Subscript)):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else ""
 
 
 def _chains(statements: list[ast.stmt]) -> set[tuple[str, ...]]:

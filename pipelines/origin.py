@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.journal import Journal
 from pipelines.plan import Earlier
+from pipelines.result import GOOD
 from pipelines.selection import EVERYTHING, Selection
 from pipelines.smoke import smoke_version
 from pipelines.spec.budgets import with_budgets
@@ -108,7 +109,7 @@ def finished(store: Store, run: str) -> set[str]:
 
 
 def _has_result(event: dict[str, Any]) -> bool:
-    good = event.get("state") in ("done", "cached", "kept") and event["event"] == "stage-finished"
+    good = event.get("state") in GOOD and event["event"] == "stage-finished"
     return good and bool(event.get("key")) and "method" in event
 
 

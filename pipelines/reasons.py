@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal
 
+from pipelines.canonical import is_digest
 from pipelines.fingerprint import source_file
 from pipelines.store import Manifest
 
@@ -141,5 +142,4 @@ def _sources(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Re
 def _short(digest: str | None) -> str:
     if digest is None:
         return "none"
-    is_digest = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    return f"{digest[:SHORT]}…" if is_digest else digest
+    return f"{digest[:SHORT]}…" if is_digest(digest) else digest

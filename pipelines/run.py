@@ -22,6 +22,7 @@ from pipelines.result import GOOD, RunResult, State
 from pipelines.spec.pipeline import StageSpec
 from pipelines.stopping import terminated_like_interrupted
 from pipelines.store import Manifest, OutputRecord, Store
+from pipelines.store.lease import UnreachableError
 from pipelines.task import Outcome, Surroundings
 from stages.errors import UserError
 
@@ -79,11 +80,16 @@ class Runner:
             self._complete(step.spec, "done", manifest, step, attempt, outcome.seconds)
         elif outcome is not None and outcome.fenced:
             self._give_way(step, attempt, outcome)
-        elif not self.attempts.start_in_less(step, attempt, finished):
+        elif self.ending or not self.attempts.start_in_less(step, attempt, finished):
             failure, seconds = self.attempts.failure_of(step, finished)
-            if not self.attempts.pause(step, attempt, failure):
+            if self.ending or not self.attempts.pause(step, attempt, failure):
                 self.claims.release(step)
                 self.fail(step.spec, failure, step, attempt, seconds)
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more is to be started, because something failed."""
+        return self.fail_fast and bool(self.result.failures)
 
     def fail(
         self, spec: StageSpec, failure: Failure, step: Step | None = None, attempt: int = 0, seconds: float = 0.0
@@ -96,9 +102,9 @@ class Runner:
             if self.result.states[name] == "waiting":
                 self.skip(name)
         if self.fail_fast:
-            for _, paused, _ in self.attempts.pauses:
+            for paused, _ in self.attempts.take_paused():
+                self.claims.release(paused)
                 self.skip(paused.spec.name)
-            self.attempts.pauses.clear()
             self.claims.wishes.clear()
 
     def skip(self, name: str) -> None:
@@ -123,12 +129,13 @@ class Runner:
         try:
             self._loop()
         except KeyboardInterrupt:
+            self.attempts.check_cluster()
             wind_down(self)
             raise
 
     def _loop(self) -> None:
         self._start_ready()
-        while self.attempts.open:
+        while self.attempts.open or self.frontier.ready:
             for finished in self.attempts.wait():
                 self.finish(finished)
             self.attempts.start_due()
@@ -146,9 +153,12 @@ class Runner:
         self.frontier.ready.extend(held)
 
     def _begin(self, spec: StageSpec) -> bool:
-        """Take what is there for a ready stage, or have it started; False when it has to wait for its siblings."""
+        """Take what is there for a ready stage, or have it started; False where siblings or the store keep it."""
         try:
             step = self._step(spec)
+        except UnreachableError as error:
+            self.attempts.ask_store_again(spec.name, str(error))
+            return self.ending
         except UserError as error:
             self.fail(spec, Failure(error.message, error.fix, users_fault=True))
             return True
@@ -156,7 +166,7 @@ class Runner:
             self._complete(spec, "kept" if step.state == "kept" else "cached", step.manifest, step)
         elif self._is_crowded(spec):
             return False
-        elif not (self.fail_fast and self.result.failures):
+        elif not self.ending:
             self._ask(step, attempt=1)
         return True
 
@@ -192,8 +202,10 @@ class Runner:
         """Another run took this one for dead and has the key now: wait for its result."""
         self.attempts.say(step.spec.name, outcome.message)
         self.claims.release(step)
+        self.attempts.fenced[step.spec.name] += 1
         self.result.states[step.spec.name] = "waiting"
-        self._ask(step, attempt + 1)
+        if not self.ending:
+            self._ask(step, attempt + 1)
 
     def _complete(
         self, spec: StageSpec, state: State, manifest: Manifest, step: Step, attempt: int = 0, seconds: float = 0.0

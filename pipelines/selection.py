@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.spec.matrix import stage_base
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.problems import nearest
 from stages.errors import UserError
@@ -71,7 +72,9 @@ def choose(pipeline: Pipeline, selection: Selection) -> Chosen:
         wanted = above(pipeline, end)
         if not chosen & wanted:
             names = " ".join(selection.arguments())
-            raise UserError(f"{names} chooses no stage", fix="--until names a stage at or below those of --from")
+            given = {"--only": selection.only, "--from": selection.from_}
+            first = " and ".join(option for option, stages in given.items() if stages)
+            raise UserError(f"{names} chooses no stage", fix=f"--until names a stage at or below those of {first}")
         chosen &= wanted
     forced = set(arms(pipeline, selection.force, "--force"))
     for name in sorted(forced - chosen):
@@ -85,7 +88,7 @@ def arms(pipeline: Pipeline, names: Iterable[str], option: str) -> list[str]:
     for name in names:
         matching = [stage for stage in pipeline.stages if stage == name or stage.startswith(f"{name}[")]
         if not matching:
-            valid = dict.fromkeys([*(stage.partition("[")[0] for stage in pipeline.stages), *pipeline.stages])
+            valid = dict.fromkeys([*(stage_base(stage) for stage in pipeline.stages), *pipeline.stages])
             raise UserError(f"{option}: {pipeline.name} has no stage {name!r}", fix=nearest(name, valid))
         found.extend(matching)
     return found

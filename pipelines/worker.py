@@ -5,7 +5,6 @@ Everything that goes in and comes out is plain values, so that the same function
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pipelines.causes import is_disk_full
 from pipelines.children import children, end_children
 from pipelines.evidence import versions
 from pipelines.ladder import is_out_of_memory
@@ -24,7 +24,7 @@ from pipelines.store.lease import LeaseLostError, UnreachableError
 from pipelines.task import InputRef, Outcome, Task
 from stages import registry
 from stages.artifacts import Artifact
-from stages.errors import StoppedError, UserError
+from stages.errors import RegraftError, StoppedError, UserError
 from stages.memory import peak_memory_bytes, reset_peak_memory
 from stages.stage import Context, Stage
 
@@ -144,23 +144,22 @@ def _failure(error: Exception, task: Task, log: Path | None, seconds: float) -> 
     if isinstance(error, StoppedError):
         return Outcome(None, seconds, error.message)
     if isinstance(error, UserError):
-        message = f"{error.where}: {error.message}" if error.where else error.message
-        return Outcome(None, seconds, message, error.fix, users_fault=not isinstance(error, UnreachableError))
-    if _is_disk_full(error):
+        return Outcome(None, seconds, _said(error), error.fix, users_fault=not isinstance(error, UnreachableError))
+    if is_disk_full(error):
         free = f"{shutil.disk_usage(log.parent).free / 2**20:,.0f} MiB free at {task.store}" if log else str(error)
         message = f"the disk is full: {free}"
         fix = "free some space, or use another disk with --store; what is finished is kept, run again to continue"
         return Outcome(None, seconds, message, fix, users_fault=True)
     if isinstance(error, ModuleNotFoundError):
-        return Outcome(None, seconds, str(error), f"pip install {error.name}", users_fault=True)
-    message, tail = f"{type(error).__name__}: {error}", log_tail(log) if log else ""
-    return Outcome(None, seconds, message, tail=tail, out_of_memory=is_out_of_memory(error))
+        fix = f"pip install {(error.name or '').partition('.')[0]}"
+        return Outcome(None, seconds, str(error), fix, users_fault=True)
+    message, tail = f"{type(error).__name__}: {_said(error)}", log_tail(log) if log else ""
+    fix = error.fix if isinstance(error, RegraftError) else ""
+    return Outcome(None, seconds, message, fix, tail, out_of_memory=is_out_of_memory(error))
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    link: BaseException | None = error
-    while link is not None:
-        if (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(link):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+def _said(error: Exception) -> str:
+    """What the error says, without its fix."""
+    if not isinstance(error, RegraftError):
+        return str(error)
+    return f"{error.where}: {error.message}" if error.where else error.message

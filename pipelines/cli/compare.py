@@ -13,6 +13,7 @@ from pipelines.cli.console import new_console
 from pipelines.cli.difference import MISSING, Row, StageRows, compare_runs, comparison_json
 from pipelines.cli.format import SHOWN, format_metric
 from pipelines.cli.history import find_run, read_run
+from pipelines.cli.options import print_json
 from pipelines.lineage.view import RunView
 from pipelines.report.change import change
 from pipelines.store import Store
@@ -30,7 +31,7 @@ def show_comparison(store: Store, names: Sequence[str], *, everything: bool, as_
     views = [read_run(store, run) for run in runs]
     stages = compare_runs(views)
     if as_json:
-        print(json.dumps(comparison_json(runs, views, stages), indent=2, ensure_ascii=False))
+        print_json(comparison_json(runs, views, stages))
         return
     _print(runs, views, stages, everything=everything)
 

@@ -66,7 +66,7 @@ def comparison_json(runs: Sequence[str], views: Sequence[RunView], stages: Seque
     """The comparison for machines: every row, with the runs that have a value."""
     return {
         "runs": [
-            {"run": run, "pipeline": view.started["pipeline"], "state": view.state, "seconds": view.seconds}
+            {"run": run, "pipeline": view.started.get("pipeline", ""), "state": view.state, "seconds": view.seconds}
             for run, view in zip(runs, views, strict=True)
         ],
         "stages": [
@@ -83,13 +83,8 @@ def comparison_json(runs: Sequence[str], views: Sequence[RunView], stages: Seque
 
 def _row_json(runs: Sequence[str], row: Row) -> dict[str, Any]:
     pairs = zip(runs, row.values, strict=True)
-    values = {run: _number(value) for run, value in pairs if value is not MISSING}
+    values = {run: value for run, value in pairs if value is not MISSING}
     return {"kind": row.kind, "name": row.name, "differs": row.differs, "values": values}
-
-
-def _number(value: Any) -> Any:
-    """JSON has no NaN and no infinities: they are written as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _about(view: RunView) -> dict[str, Any]:

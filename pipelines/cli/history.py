@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from pipelines.cli.console import new_console
 from pipelines.cli.format import SHOWN, format_metrics
+from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
 from pipelines.journal import Journal, list_runs
 from pipelines.lineage.view import RunView
@@ -37,10 +37,10 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
             name: {"state": stage.state, "waits": stage.waits or None, "metrics": stage.metrics}
             for name, stage in view.stages.items()
         }
-        print(json.dumps({"run": view.started["run"], "state": view.state, "stages": stages}, indent=2))
+        print_json({"run": view.run, "state": view.state, "stages": stages})
         return
     console = new_console()
-    console.print(f"{view.started['run']}: {_told(store, view)}\n", markup=False)
+    console.print(f"{view.run}: {_told(store, view)}\n", markup=False)
     table = grid("", "stage", "method", "", "time", "result")
     for stage in view.stages.values():
         if stage.state == "left":
@@ -54,7 +54,7 @@ def show_status(store: Store, run: str | None, submission: Submission | None = N
 
 def _told(store: Store, view: RunView) -> str:
     """The state of a run; of one that goes on, who drives it, of one that died, why and what to do."""
-    run = view.started["run"]
+    run = view.run
     if view.state == "died":
         reason = store.death_of(run) or "its end was not recorded"
         return f"died: {reason}\ngo on with: regraft resume {run}{store.option}"
@@ -94,10 +94,14 @@ def find_run(store: Store, name: str | None) -> str:
 
 def read_run(store: Store, run: str) -> RunView:
     """What the journal of `run` tells; a run whose driver died without a word is `died`."""
-    view = RunView()
-    for event in Journal(Path(store.run_directory(run)) / "journal.jsonl").read():
+    view = RunView(run)
+    journal = Journal(Path(store.run_directory(run)) / "journal.jsonl")
+    for event in journal.read():
         view.apply(event)
-    if view.state == "running" and store.death_of(run) != "":
+    dead = view.state == "running" and store.death_of(run) != ""
+    for event in journal.read() if dead else ():  # it may have come to its end meanwhile
+        view.apply(event)
+    if dead and view.state == "running":
         view.state = "died"
         for stage in view.stages.values():
             stage.state, stage.waits = "cancelled" if stage.state == "running" else stage.state, ""
@@ -109,7 +113,7 @@ def _show_job(submission: Submission, *, as_json: bool) -> None:
     job = submission.jobs().find(submission.run)
     state = job.status.lower() if job else "unknown to the cluster"
     if as_json:
-        print(json.dumps({"run": submission.run, "state": state, "stages": {}}, indent=2))
+        print_json({"run": submission.run, "state": state, "stages": {}})
         return
     print(f"{submission.run}: {state} at {submission.dashboard}, nothing in the store {submission.store} yet")
     if job and job.ended:
@@ -125,7 +129,7 @@ def _show_runs(store: Store, *, as_json: bool) -> None:
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         rows.append({"run": name, "state": view.state, "seconds": view.seconds, "stages": counts})
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     table = grid("run", "", "time", "stages")
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.console import new_console
+from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
 from pipelines.housekeeping.alive import find_alive
 from pipelines.housekeeping.catalogue import Catalogue
@@ -35,7 +35,7 @@ def show_gc(store: Store, policy: Policy, *, remove: bool, as_json: bool, again:
     else:
         items = survey(Catalogue.read(store), policy, find_alive(store))
     if as_json:
-        print(json.dumps({"removed": swept is not None, "items": [_plain(item) for item in items]}, indent=2))
+        print_json({"removed": swept is not None, "items": [_plain(item) for item in items]})
         return
     console = new_console()
     console.print(*_groups(items), sep="\n")
@@ -126,7 +126,7 @@ def show_tags(store: Store, *, as_json: bool) -> None:
     """List the tags."""
     tags = read_tags(Catalogue.read(store).files)
     if as_json:
-        print(json.dumps([asdict(tag) for tag in tags.values()], indent=2))
+        print_json([asdict(tag) for tag in tags.values()])
         return
     if not tags:
         print(f"no tags in {store.location}; give one with: regraft tag RUN|ARTIFACT NAME")

@@ -11,8 +11,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.ancestry import Ancestry, Edge, Step
+from pipelines.canonical import is_digest
 from pipelines.cli.console import new_console
 from pipelines.cli.format import LEADING, format_metrics
+from pipelines.cli.options import print_json
 from pipelines.spec.quantities import format_bytes, format_duration
 
 DIGITS = 8
@@ -39,7 +41,7 @@ def show_lineage(store: str, what: str, *, as_json: bool) -> None:
         found = Traced(trace(catalogue, find_artifact(catalogue, what)), "store", ())
     if as_json:
         content = {**found.ancestry.to_json(), "found_by": found.by, "differs": list(found.differs)}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     console = new_console()
     console.print(draw(found.ancestry))
@@ -112,7 +114,7 @@ def _sources(step: Step) -> Iterator[Text]:
     many = len(step.sources) > MOST_SOURCES
     entries = [(f"{len(step.sources)} sources", "")] if many else list(step.sources.items())
     for name, source in entries:
-        content = f"content {source[:DIGITS]}" if len(source) == 64 else source
+        content = f"content {source[:DIGITS]}" if is_digest(source) else source
         known = [part for part in dict.fromkeys((declared, content)) if part]
         yield Text(f"{name} ⇐ ", "dim") + Text(", ".join(known), "magenta") + Text(licence, "dim")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from pipelines.json_text import json_text
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def selection_of(
 def find_pipeline(name: str) -> Path:
     """The file that `name` means: a path, or a shipped pipeline. Raises UserError."""
     file = Path(name)
-    if file.suffix in (".yaml", ".yml") or file.exists():
+    if file.suffix in (".yaml", ".yml") or file.is_file():
         return file
     shipped = SHIPPED / f"{name}.yaml"
     if shipped.exists():
@@ -90,5 +90,5 @@ def see_working_directory() -> None:
 
 
 def print_json(value: object) -> None:
-    """Print `value` as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print `value` as JSON."""
+    print(json_text(value))

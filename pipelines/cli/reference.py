@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pipelines.cli.console import new_console
+from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
 from pipelines.reasons import as_written
 from pipelines.spec.inputs import describe
@@ -27,7 +27,7 @@ def show_methods(name: str | None, *, as_json: bool) -> None:
     """Print all methods, or one."""
     if as_json:
         chosen = [name] if name else list(registry.METHODS)
-        print(json.dumps({method: describe_method(registry.find(method)) for method in chosen}, indent=2))
+        print_json({method: describe_method(registry.find(method)) for method in chosen})
     elif name is None:
         _list()
     else:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipelines.cli.format import LEADING, SHOWN, format_metric, format_metrics
 from pipelines.result import RunResult
+from pipelines.spec.matrix import stage_base
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 from pipelines.store import Store
@@ -51,7 +52,7 @@ def figure_tables(pipeline: Pipeline, result: RunResult) -> Iterable[RenderableT
     """Side by side, the figures of the arms of each matrix, and of all stages that run the same evaluation."""
     tables: dict[str, dict[str, Mapping[str, float]]] = {}
     for name, spec in pipeline.stages.items():
-        is_evaluation, stage = spec.uses.startswith("evaluate."), name.partition("[")[0]
+        is_evaluation, stage = spec.uses.startswith("evaluate."), stage_base(name)
         if name in result.manifests and (is_evaluation or stage != name):
             rows = tables.setdefault(spec.uses if is_evaluation else stage, {})
             rows[name] = result.manifests[name].metrics
@@ -74,7 +75,7 @@ def _figures(method: str, rows: Mapping[str, Mapping[str, float]]) -> Renderable
 
 def _labels(stages: list[str]) -> list[str]:
     """The stages' names; for the arms of one matrix, only what tells them apart."""
-    bases = {stage.partition("[")[0] for stage in stages}
+    bases = {stage_base(stage) for stage in stages}
     if len(bases) > 1 or not all(stage.endswith("]") for stage in stages):
         return stages
     arms = [stage.partition("[")[2].removesuffix("]").split(",") for stage in stages]

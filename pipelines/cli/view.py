@@ -78,7 +78,8 @@ class Picture:
             return None
         kind = event["event"]
         if kind == "stage-started":
-            row.state, row.began, row.note = "running", time.monotonic(), ""
+            # Nothing of an earlier attempt counts for this one.
+            row = self.rows[row.name] = Row(row.name, row.uses, "running", time.monotonic())
         elif kind == "stage-finished":
             row.state, row.seconds = event["state"], event["seconds"]
             row.note = event["error"]["message"] if event["error"] else format_metrics(event["metrics"])

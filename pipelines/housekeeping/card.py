@@ -9,6 +9,7 @@ from typing import Any, Final
 import yaml
 
 from pipelines.ancestry import Ancestry, Step
+from pipelines.canonical import is_digest
 from pipelines.cli.format import format_metric
 from pipelines.housekeeping.figures import Measured
 
@@ -134,7 +135,8 @@ def _row(ancestry: Ancestry, step: Step) -> str:
     read = [f"{ancestry.steps[edge.key].stage}.{edge.output}" if edge.key else edge.digest[:8] for edge in step.inputs]
     if not read:
         licence = f" ({step.declared['licence']})" if step.declared.get("licence") else ""
-        origin = step.declared.get("source") or ", ".join(source[:8] for source in list(step.sources.values())[:4])
+        sources = [source[:8] if is_digest(source) else source for source in list(step.sources.values())[:4]]
+        origin = step.declared.get("source") or ", ".join(sources)
         read = [f"{origin}{licence}"]
     if step.drift:
         told += f"; its code has changed since, accepted because: {step.drift.get('reason', '')}"

@@ -20,6 +20,7 @@ from pipelines.housekeeping.figures import facts_of, measured_of
 from pipelines.housekeeping.publish import Publisher
 from pipelines.housekeeping.reference import find_artifact
 from pipelines.journal import Event, Journal
+from pipelines.json_text import json_text
 from pipelines.store import Store
 from stages.errors import UserError
 
@@ -93,7 +94,7 @@ def _describe(catalogue: Catalogue, made: Made, draft: Path, name: str) -> None:
     ancestry = trace(catalogue, made)
     publisher = Publisher([started, ancestry.to_json()])
     ancestry = Ancestry.from_json(publisher.tree(ancestry.to_json()))
-    _write(draft / LINEAGE, json.dumps(note_of(ancestry, made.record.files), indent=1, ensure_ascii=False) + "\n")
+    _write(draft / LINEAGE, json_text(note_of(ancestry, made.record.files), indent=1) + "\n")
     if resolved := started.get("resolved"):
         _write(draft / "pipeline.yaml", yaml.safe_dump(publisher.tree(resolved), sort_keys=False, allow_unicode=True))
     if (draft / "README.md").exists():

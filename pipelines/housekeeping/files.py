@@ -5,19 +5,36 @@ Writing is atomic: on a disk by renaming, on an object store because a put is.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
 from pipelines.store import Store
 from pipelines.store.contents import write_atomically
+
+
+def walk(path: Path) -> Iterator[os.stat_result]:
+    """What `path` is and everything below it; what vanishes meanwhile, as an old checkpoint does, is left out."""
+    below = (os.path.join(place, name) for place, *groups in os.walk(path) for group in groups for name in group)  # noqa: PTH118
+    for entry in chain([path], below):
+        with suppress(FileNotFoundError):
+            yield os.lstat(entry)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    return sum(status.st_size for status in walk(path) if not stat.S_ISDIR(status.st_mode))
 
 
 class StoreFiles:
     """Reads, writes, lists and removes files of `store`; names are relative, with `/`."""
 
     def __init__(self, store: Store) -> None:
-        self.root = store.root
+        self.root, self.reaching = store.root, store.reaching
         self.remote = getattr(store, "remote", None)
         self.base = str(getattr(store, "base", "")).rstrip("/")
         if self.remote is not None:
@@ -32,17 +49,23 @@ class StoreFiles:
         """Names that match, sorted."""
         if self.remote is None:
             return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
-        return sorted(self._name(found) for found in self.remote.glob(f"{self.base}/{pattern}"))
+        with self.reaching():
+            return sorted(self._name(found) for found in self.remote.glob(f"{self.base}/{pattern}"))
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The contents of these files; one that is gone meanwhile is left out."""
+        """The contents of these files; one that is gone meanwhile is left out. Raises UnreachableError."""
         names = list(names)
         if self.remote is None:
             return {name: data for name in names if (data := self._local(name)) is not None}
-        found = self.remote.cat([f"{self.base}/{name}" for name in names], on_error="omit") if names else {}
-        # A single path comes back as bytes from some file systems, as a mapping from others.
-        found = {f"{self.base}/{names[0]}": found} if isinstance(found, bytes) else found
-        return {self._name(path): data for path, data in found.items()}
+        with self.reaching():
+            found = self.remote.cat([f"{self.base}/{name}" for name in names], on_error="return") if names else {}
+            # A single path comes back as it is from some file systems, as a mapping from others.
+            found = found if isinstance(found, dict) else {f"{self.base}/{names[0]}": found}
+            # Who takes a file that could not be read for one that is not there removes what it protects.
+            for problem in found.values():
+                if isinstance(problem, Exception) and not isinstance(problem, FileNotFoundError):
+                    raise problem
+        return {self._name(path): data for path, data in found.items() if isinstance(data, bytes)}
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None."""
@@ -52,29 +75,35 @@ class StoreFiles:
         """Write a file so that a reader sees the old one or the whole new one."""
         if self.remote is None:
             write_atomically(self.root / name, data)
-        else:
+            return
+        with self.reaching():
             self.remote.pipe_file(f"{self.base}/{name}", data)
 
     def remove(self, name: str) -> None:
         """Remove one file, if it is there."""
         if self.remote is None:
             (self.root / name).unlink(missing_ok=True)
-        elif self.remote.exists(f"{self.base}/{name}"):
-            self.remote.rm_file(f"{self.base}/{name}")
+            return
+        with self.reaching():
+            if self.remote.exists(f"{self.base}/{name}"):
+                self.remote.rm_file(f"{self.base}/{name}")
 
     def remove_tree(self, name: str) -> None:
         """Remove a directory with all below it, also from the local copy."""
-        if self.remote is not None and self.remote.exists(f"{self.base}/{name}"):
-            self.remote.rm(f"{self.base}/{name}", recursive=True)
+        if self.remote is not None:
+            with self.reaching():
+                if self.remote.exists(f"{self.base}/{name}"):
+                    self.remote.rm(f"{self.base}/{name}", recursive=True)
         if (self.root / name).is_dir():
             shutil.rmtree(self.root / name)
 
     def tree_bytes(self, name: str) -> int:
         """Bytes of all files below a directory, here and, for a URL, there."""
-        here = sum(path.lstat().st_size for path in (self.root / name).rglob("*") if not path.is_dir())
+        here = size_of(self.root / name)
         if self.remote is None:
             return here
-        return here + (self.remote.du(f"{self.base}/{name}") if self.remote.exists(f"{self.base}/{name}") else 0)
+        with self.reaching():
+            return here + (self.remote.du(f"{self.base}/{name}") if self.remote.exists(f"{self.base}/{name}") else 0)
 
     def _local(self, name: str) -> bytes | None:
         try:

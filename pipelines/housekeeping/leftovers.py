@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from pipelines.housekeeping.alive import Alive
 from pipelines.housekeeping.catalogue import Catalogue, directory_name
+from pipelines.housekeeping.files import size_of, walk
 from pipelines.store import Manifest
 from pipelines.store.store import KEY_LENGTH
 
@@ -17,6 +18,9 @@ ASIDE: Final[Mapping[Kind, str]] = {
     "damaged": "no longer matched its digests and was set aside",
     "replaced": "was made anew and set aside",
 }
+
+KEYED: Final[Mapping[str, int]] = {"artifacts": 2, "scratch": 1, "leases": 1}
+"""Which part of a path in these folders is a key."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Item:
     why: str
     manifest: Manifest | None = None
     """Of an artifact."""
+
+    @property
+    def key(self) -> str:
+        """The key it belongs to, as far as its path tells; "" when it belongs to none."""
+        parts = self.path.split("/")
+        return parts[KEYED[parts[0]]] if parts[0] in KEYED else ""
 
 
 def unfinished(catalogue: Catalogue, alive: Alive) -> Iterator[Item]:
@@ -79,7 +89,7 @@ def leftovers(catalogue: Catalogue, alive: Alive, kept_runs: Container[str]) -> 
             "scratch",
             f"scratch/{path.name}",
             name,
-            _size(path),
+            size_of(path),
             record.name if record else "",
             _changed(path),
             goes,
@@ -88,10 +98,10 @@ def leftovers(catalogue: Catalogue, alive: Alive, kept_runs: Container[str]) -> 
     for path in sorted((root / "work").glob("*")):
         lives = path.name in alive.runs
         why = f"run {path.name} is at work" if lives else "left by a run that ended"
-        yield Item("work", f"work/{path.name}", path.name, _size(path), path.name, _changed(path), not lives, why)
+        yield Item("work", f"work/{path.name}", path.name, size_of(path), path.name, _changed(path), not lives, why)
     for kind, why in ASIDE.items():
         for path in sorted((root / kind).glob("*")):
-            yield Item(kind, f"{kind}/{path.name}", path.name, _size(path), "", _changed(path), True, why)
+            yield Item(kind, f"{kind}/{path.name}", path.name, size_of(path), "", _changed(path), True, why)
 
 
 def _leases(catalogue: Catalogue, alive: Alive) -> Iterator[Item]:
@@ -107,13 +117,6 @@ def _unless_held(alive: Alive, key: str, why: str) -> tuple[str, bool]:
     return (f"held by {holder}", False) if holder else (why, True)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory."""
-    entries = [path] if path.is_file() else [entry for entry in path.rglob("*") if not entry.is_dir()]
-    return sum(entry.lstat().st_size for entry in entries)
-
-
 def _changed(path: Path) -> float:
-    """When anything below `path` was written last, in seconds since the epoch."""
-    times = [entry.lstat().st_mtime for entry in (path, *path.rglob("*"))]
-    return max(times)
+    """When anything at or below `path` was written last, in seconds since the epoch."""
+    return max((status.st_mtime for status in walk(path)), default=0.0)

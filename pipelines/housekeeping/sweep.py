@@ -1,7 +1,8 @@
 """Removes what `gc.survey` found may go. Can be cut off at any moment, and started again.
 
 The manifest goes first, after its record was written: from then on the artifact does not exist, and what is left of its
-files is found by the next survey. A run that starts meanwhile stops the sweep: what it may read was not weighed.
+files is found by the next survey. A run that starts meanwhile stops the sweep: what it may read was not weighed. What
+a run that was weighed has begun to make meanwhile is left.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.housekeeping.alive import find_alive
+from pipelines.housekeeping.alive import Alive, find_alive
 from pipelines.housekeeping.catalogue import Catalogue
 from pipelines.housekeeping.gc import Policy, survey
 from pipelines.housekeeping.leftovers import Item
@@ -38,22 +39,24 @@ def collect(store: Store, policy: Policy) -> tuple[list[Item], Swept]:
     with locked(store.root / "gc.lock", wait=False) as mine:
         if not mine:
             raise UserError(f"another gc is at work in {store.location}", fix="wait for it")
+        weighed = find_alive(store)  # before anything is read: a run that starts from here on stops the sweep
         catalogue = Catalogue.read(store)
-        items = survey(catalogue, policy, find_alive(store))
-        return items, sweep(catalogue, items)
+        items = survey(catalogue, policy, weighed)
+        return items, sweep(catalogue, items, weighed)
 
 
-def sweep(catalogue: Catalogue, items: Sequence[Item]) -> Swept:
-    """Remove those of `items` that go."""
-    known = find_alive(catalogue.store)
+def sweep(catalogue: Catalogue, items: Sequence[Item], weighed: Alive) -> Swept:
+    """Remove those of `items` that go, as long as no run but those `weighed` is at work, and nobody holds them now."""
     removed: list[Item] = []
     for item in items:
         if not item.goes:
             continue
-        if news := set(find_alive(catalogue.store).runs) - set(known.runs):
+        alive = find_alive(catalogue.store)
+        if news := alive.runs - weighed.runs:
             return Swept(tuple(removed), min(news))
-        _remove(catalogue, item)
-        removed.append(item)
+        if not alive.holder(item.key):
+            _remove(catalogue, item)
+            removed.append(item)
     return Swept(tuple(removed))
 
 

@@ -30,7 +30,7 @@ def tracking_uri(store: Path) -> str:
 
 def is_server(uri: str) -> bool:
     """Whether MLflow is reached over the network, and so brings its own place for artifacts."""
-    return urlsplit(uri).scheme in ("http", "https", "databricks")
+    return uri == "databricks" or urlsplit(uri).scheme in ("http", "https", "databricks")
 
 
 def shown(uri: str) -> str:

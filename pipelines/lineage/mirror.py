@@ -21,12 +21,13 @@ from pipelines.lineage.links import Linker
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.tracker import PARENT, Tracker
 from pipelines.lineage.view import RunView, StageView
+from pipelines.result import GOOD
 from stages.errors import UserError
 
 CHUNK = 2000
 """Events between two moves of the cursor."""
 STATUS = {
-    **dict.fromkeys(("done", "cached", "kept"), "FINISHED"),
+    **dict.fromkeys(GOOD, "FINISHED"),
     "failed": "FAILED",
     "skipped": "KILLED",
     "cancelled": "KILLED",

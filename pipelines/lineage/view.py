@@ -42,7 +42,9 @@ class StageView:
 class RunView:
     """The run, its stages by name, and the event that started it."""
 
+    run: str = ""
     started: Event = field(default_factory=dict)
+    """Empty while the journal tells of no start."""
     stages: dict[str, StageView] = field(default_factory=dict)
     state: str = "waiting"
     seconds: float | None = None
@@ -74,6 +76,7 @@ class RunView:
 
     def _on_run_started(self, event: Event) -> None:
         self.started, self.state, self.seconds = event, "running", None
+        self.run = event.get("run") or self.run
         for spec in event.get("stages", []):
             self.stages[spec["name"]] = StageView(
                 name=spec["name"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipelines.journal import Journal
 from pipelines.lineage.view import RunView, StageView
+from pipelines.result import GOOD
 from pipelines.spec.problems import nearest
 from stages.errors import RegraftError, StageError, UserError
 
@@ -72,7 +73,7 @@ class Tail:
 def follow(store: Store, run: str, stage: str | None, lines: int, submission: Submission | None) -> bool:
     """Print the logs of `run`, or of one stage, until it is over; whether it went well."""
     directory = store.run_directory(run)
-    journal, view = Journal(directory / "journal.jsonl"), RunView()
+    journal, view = Journal(directory / "journal.jsonl"), RunView(run)
     tail = Tail(directory, stage, lines)
     watch = _Link(store, run, submission)
     while True:
@@ -143,15 +144,15 @@ class _Link:
 
 def _over(view: RunView, stage: str | None) -> str:
     if stage in view.stages and view.stages[stage].state not in ("waiting", "running"):
-        return f"stage {stage} of run {view.started['run']}: {view.stages[stage].state}"
+        return f"stage {stage} of run {view.run}: {view.stages[stage].state}"
     if view.state in ("waiting", "running"):
         return ""
     states = [each.state for each in view.stages.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return f"run {view.started['run']}: {view.state} ({counts})"
+    return f"run {view.run}: {view.state} ({counts})"
 
 
 def _is_good(view: RunView, stage: str | None) -> bool:
     if stage in view.stages:
-        return view.stages[stage].state in ("done", "cached", "kept")
+        return view.stages[stage].state in GOOD
     return view.state == "done"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipelines.report.values import Link, StageReport
+from pipelines.spec.matrix import stage_base
 
 FACTS: Final = ("parameters", "bytes")
 """True of a model whoever says so: no protocol keeps them apart."""
@@ -106,7 +107,7 @@ def _evaluations(stages: Sequence[StageReport]) -> list[_Source]:
             protocol = _protocol(stage, model)
             while model.origin in sources.get(protocol, _Source("")).models:
                 protocol += "again"
-            source = sources.setdefault(protocol, _Source(stage.name.partition("[")[0]))
+            source = sources.setdefault(protocol, _Source(stage_base(stage.name)))
             source.models.add(model.origin)
             for metric, value in stage.metrics.items():
                 source.add(model.origin, metric, value)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
 from pipelines.spec.document import Path
 from pipelines.spec.gate import Gate, parse_gate
+from pipelines.spec.inputs import Classes, Names
+from pipelines.spec.matrix import is_broken
 from pipelines.spec.problems import Nearest
 from pipelines.spec.reading import Reader
 from stages.stage import Stage
 
 
 def read_gates(
-    reader: Reader, stage: type[Stage], path: Path, body: dict[str, Any], classes: Mapping[str, type[Stage] | None]
+    reader: Reader, stage: type[Stage], path: Path, body: dict[str, Any], arms: Names, classes: Classes
 ) -> Iterator[Gate]:
-    """The gates of a stage; `classes` has that of each stage, by name."""
+    """The gates of a stage; `classes` has that of each stage, by name, and `arms` the names that each of them has."""
     for metric, text in reader.typed(body, path, "expect", dict, {}).items():
         at = (*path, "expect", metric)
         try:
@@ -26,7 +28,8 @@ def read_gates(
             continue
         _known_metric(reader, at, stage, metric, key=True)
         if gate.of is not None and gate.of[0] not in classes:
-            reader.tell(at, f"unknown stage {gate.of[0]!r} in a gate", Nearest(gate.of[0], classes))
+            if not is_broken(gate.of[0], arms):
+                reader.tell(at, f"unknown stage {gate.of[0]!r} in a gate", Nearest(gate.of[0], classes))
         elif gate.of is not None:
             _known_metric(reader, at, classes[gate.of[0]], gate.of[1])
         yield gate

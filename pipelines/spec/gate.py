@@ -49,8 +49,8 @@ class Gate:
     def text(self) -> str:
         """The gate as written in a file, in its plainest form."""
         if self.of is None:
-            return f"{self.comparison} {self.factor:g}"
-        times = "" if self.factor == 1 else f"{self.factor:g} * "
+            return f"{self.comparison} {_exact(self.factor)}"
+        times = "" if self.factor == 1 else f"{_exact(self.factor)} * "
         return f"{self.comparison} {times}${{{self.of[0]}.{self.of[1]}}}"
 
     def failure(self, metrics: Metrics, others: Mapping[str, Metrics] | None = None) -> str | None:
@@ -66,10 +66,22 @@ class Gate:
             if name not in known:
                 return f"expected {self}, but {stage} reports no {name!r}; it reports: {', '.join(sorted(known))}"
             bound = self.factor * known[name]
-            told = f", and the bound is {bound:.6g}"
+            told = f", and the bound is {_beside(bound, value)}"
         if not math.isnan(value) and COMPARE[self.comparison](value, bound):
             return None
-        return f"expected {self}, found {self.metric} = {value:.6g}{told}"
+        return f"expected {self}, found {self.metric} = {_beside(value, bound)}{told}"
+
+
+def _exact(number: float) -> str:
+    """The number in as few digits as give it back."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _beside(number: float, other: float) -> str:
+    """The number in six digits, unless those are the same as those of the `other`, which differs."""
+    short = f"{number:.6g}"
+    return _exact(number) if short == f"{other:.6g}" else short
 
 
 def parse_gate(metric: str, text: str) -> Gate:

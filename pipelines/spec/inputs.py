@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.spec.document import Path
+from pipelines.spec.matrix import is_broken
 from pipelines.spec.pipeline import Reference
 from pipelines.spec.problems import Nearest
 from stages.stage import Input, Output, Stage
@@ -67,6 +68,8 @@ def _one(
         return [], ""
     base, output = _split(text, names)
     arms = names.get(base) or ([base] if base in classes else [])
+    if not arms and is_broken(base, names):
+        return [], ""
     if not arms:
         tell(path, f"unknown stage {base!r}", Nearest(base, names))
         return [], ""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pipelines.spec.document import Document, Path
 from pipelines.spec.document import Mapping as Located
 from pipelines.spec.graph import order
-from pipelines.spec.matrix import Arm, expand
+from pipelines.spec.matrix import Arm, expand, stage_base
 from pipelines.spec.node import Neighbours, read_node
 from pipelines.spec.overrides import STAGE_KEYS, apply
 from pipelines.spec.pipeline import Pipeline, StageSpec
@@ -97,6 +97,7 @@ class _Loader:
                 self.tell(path, f"a stage's name must be {NAME_RULE}, found {base!r}", key=True)
             if not isinstance(body, Located):
                 self.tell(path, f"a stage is a mapping with `uses`, found {kind_of(body)}")
+                arms[base] = []
                 continue
             self.reader.unknown_keys(body, path, STAGE_KEYS)
             arms[base] = expand(self.reader, base, path, body)
@@ -121,7 +122,7 @@ class _Loader:
     def _tell_twins(self, names: dict[str, list[str]]) -> None:
         for name, count in Counter(itertools.chain.from_iterable(names.values())).items():
             if count > 1:
-                self.tell(("stages", name.partition("[")[0], "matrix"), f"two arms of the matrix are the same: {name}")
+                self.tell(("stages", stage_base(name), "matrix"), f"two arms of the matrix are the same: {name}")
 
     def _class(self, path: Path, body: dict[str, Any]) -> type[Stage] | None:
         uses = body.get("uses")

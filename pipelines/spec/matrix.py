@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from pipelines.spec.document import Mapping as Located
@@ -36,6 +37,16 @@ def expand(reader: Reader, base: str, path: Path, body: Located) -> list[Arm]:
     named = references(rest, "matrix")
     combinations = itertools.product(*axes.values())
     return [_arm(reader, base, path, rest, dict(zip(axes, values, strict=True)), named) for values in combinations]
+
+
+def stage_base(name: str) -> str:
+    """The name in the file of the stage or arm called `name`."""
+    return name.partition("[")[0]
+
+
+def is_broken(name: str, arms: Mapping[str, list[str]]) -> bool:
+    """Whether `name` is that of a stage without arms, or of one of them: what is wrong with it is told already."""
+    return arms.get(stage_base(name)) == []
 
 
 def stage_slug(name: str) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pipelines.spec.document import Path
 from pipelines.spec.expectations import read_gates
 from pipelines.spec.inputs import read_inputs
-from pipelines.spec.matrix import Arm, stage_slug
+from pipelines.spec.matrix import Arm, is_broken, stage_slug
 from pipelines.spec.parameters import read_parameters
 from pipelines.spec.pipeline import StageSpec
 from pipelines.spec.problems import Nearest
 from pipelines.spec.quantities import parse_bytes, parse_duration
 from pipelines.spec.reading import Reader, kind_of
 from stages.stage import Resources, Stage
+
+RESOURCE_KEYS: Final = ("workers", "cpus", "gpus", "memory")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def read_node(reader: Reader, stage: type[Stage], arm: Arm, others: Neighbours, 
         retries=reader.typed(body, path, "retries", int, 0, at_least=0),
         timeout_seconds=None if timeout is None else reader.quantity((*path, "timeout"), timeout, parse_duration),
         max_parallel=reader.typed(body, path, "max_parallel", int, None, at_least=1),
-        expect=tuple(read_gates(reader, stage, path, body, others.classes)),
+        expect=tuple(read_gates(reader, stage, path, body, others.arms, others.classes)),
         seed=reader.typed(body, path, "seed", int, seed),
         path=path,
         place=f"{reader.document.file}:{reader.document.place(path, key=True).line}",
@@ -64,7 +66,7 @@ def _needs(reader: Reader, path: Path, value: Any, others: Neighbours) -> Iterat
             yield from others.arms[item]
         elif item in others.classes:
             yield item
-        else:
+        elif not is_broken(item, others.arms):
             at = path if isinstance(value, str) else (*path, index)
             reader.tell(at, f"unknown stage {item!r} in needs", Nearest(str(item), others.arms))
 
@@ -72,7 +74,7 @@ def _needs(reader: Reader, path: Path, value: Any, others: Neighbours) -> Iterat
 def _resources(reader: Reader, stage: type[Stage], path: Path, body: dict[str, Any]) -> Resources:
     path = (*path, "resources")
     raw = reader.typed(body, path[:-1], "resources", dict, {})
-    reader.unknown_keys(raw, path, ("workers", "cpus", "gpus", "memory"))
+    reader.unknown_keys(raw, path, RESOURCE_KEYS)
     memory = raw.get("memory", 0)
     resources = Resources(
         workers=reader.typed(raw, path, "workers", int, 1, at_least=1),

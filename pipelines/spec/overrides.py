@@ -14,6 +14,7 @@ import reprlib
 from typing import Any, Final
 
 from pipelines.spec.document import NOWHERE, Document, Mapping, parse_value
+from pipelines.spec.matrix import stage_base
 from pipelines.spec.problems import nearest
 from pipelines.spec.template import references
 from stages.errors import UserError
@@ -59,7 +60,7 @@ def _path(root: Mapping, target: str, text: str) -> tuple[str, ...]:
             raise UserError(f"--set {text}: the pipeline has no parameter {parts[1]!r}", fix=nearest(parts[1], known))
         return parts
     known_stages = stages if isinstance(stages, Mapping) else {}
-    base = target.partition("[")[0]
+    base = stage_base(target)
     if "[" in parts[0] and base in known_stages:
         message = f"--set {text}: an arm of a matrix has no values of its own"
         fix = f"--set {base}.NAME=VALUE for all arms, or --set '{base}.matrix.AXIS=[VALUE, …]' for other arms"
@@ -68,7 +69,8 @@ def _path(root: Mapping, target: str, text: str) -> tuple[str, ...]:
         names = ["params.NAME", "seed", *(f"{stage}.PARAMETER" for stage in known_stages)]
         raise UserError(f"--set {text}: nothing is called {target!r}", fix=nearest(target, names))
     if len(parts) > DEEPEST:
-        raise UserError(f"--set {text}: this name has {len(parts)} parts, at most {DEEPEST} are allowed")
+        message = f"--set {text}: this name has {len(parts)} parts, at most {DEEPEST} are allowed"
+        raise UserError(message, fix="name a value nearer to the top, and give all below it as YAML: NAME={a: {b: 1}}")
     inner = parts[1:] if parts[1] in STAGE_KEYS else ("with", *parts[1:])
     return ("stages", parts[0], *inner)
 

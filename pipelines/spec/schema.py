@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.spec.load import NAME, PIPELINE_KEYS
+from pipelines.spec.node import RESOURCE_KEYS
+from pipelines.spec.overrides import STAGE_KEYS
 from stages import registry
 from stages.documentation import document
 
@@ -15,55 +18,57 @@ def json_schema() -> dict[str, Any]:
     """The schema, as a draft 2020-12 document."""
     stage, definitions = _stage(), {}
     stage["allOf"] = [_when(method, definitions) for method in registry.METHODS]
+    keys = {
+        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "description": {"type": "string"},
+        "seed": {"type": "integer"},
+        "params": {"type": "object", "description": "Values for ${params.NAME}; replaced with --set params.NAME=…"},
+        "stages": {"type": "object", "minProperties": 1, "additionalProperties": stage},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$defs": definitions,
         "title": "regraft pipeline",
-        "type": "object",
+        **_object({key: keys[key] for key in PIPELINE_KEYS}),
         "required": ["name", "stages"],
-        "additionalProperties": False,
-        "properties": {
-            "name": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,63}$"},
-            "description": {"type": "string"},
-            "seed": {"type": "integer"},
-            "params": {"type": "object", "description": "Values for ${params.NAME}; replaced with --set params.NAME=…"},
-            "stages": {"type": "object", "minProperties": 1, "additionalProperties": stage},
-        },
     }
 
 
 def _stage() -> dict[str, Any]:
-    number = {"type": "number", "minimum": 0}
-    return {
-        "type": "object",
-        "required": ["uses"],
-        "additionalProperties": False,
-        "properties": {
-            "uses": {
-                "anyOf": [{"enum": list(registry.METHODS)}, {"type": "string", "pattern": "^[\\w.]+:\\w+$"}],
-                "description": "The method, or MODULE:CLASS of your own stage",
-            },
-            "with": {"type": "object", "description": "The method's parameters"},
-            "inputs": {"type": "object", "additionalProperties": _STRINGS, "description": "STAGE or STAGE.OUTPUT"},
-            "needs": {**_STRINGS, "description": "Stages to wait for without reading from them"},
-            "matrix": {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}},
-            "resources": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "workers": {"type": "integer", "minimum": 1},
-                    "cpus": number,
-                    "gpus": number,
-                    "memory": {"type": ["string", "integer"], "description": "Such as 4GiB"},
-                },
-            },
-            "max_parallel": {"type": "integer", "minimum": 1, "description": "Arms of the matrix at a time"},
-            "retries": {"type": "integer", "minimum": 0},
-            "timeout": {"type": ["string", "number"], "description": "Such as 90s, 15m or 2h"},
-            "expect": {"type": "object", "additionalProperties": {"type": "string"}},
-            "seed": {"type": "integer"},
-        },
+    number, count = {"type": "number", "minimum": 0}, {"type": "integer", "minimum": 1}
+    resources = {
+        "workers": _or_reference(count),
+        "cpus": _or_reference(number),
+        "gpus": _or_reference(number),
+        "memory": {"type": ["string", "integer"], "description": "Such as 4GiB"},
     }
+    keys = {
+        "uses": {
+            "anyOf": [{"enum": list(registry.METHODS)}, {"type": "string", "pattern": "^[\\w.]+:\\w+$"}],
+            "description": "The method, or MODULE:CLASS of your own stage",
+        },
+        "with": {"type": "object", "description": "The method's parameters"},
+        "inputs": {"type": "object", "additionalProperties": _STRINGS, "description": "STAGE or STAGE.OUTPUT"},
+        "needs": {**_STRINGS, "description": "Stages to wait for without reading from them"},
+        "matrix": {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}},
+        "resources": _object({key: resources[key] for key in RESOURCE_KEYS}),
+        "max_parallel": _or_reference({**count, "description": "Arms of the matrix at a time"}),
+        "retries": _or_reference({"type": "integer", "minimum": 0}),
+        "timeout": {"type": ["string", "number"], "description": "Such as 90s, 15m or 2h"},
+        "expect": {"type": "object", "additionalProperties": {"type": "string"}},
+        "seed": _or_reference({"type": "integer"}),
+    }
+    return {**_object({key: keys[key] for key in STAGE_KEYS}), "required": ["uses"]}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with these keys and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _or_reference(value: dict[str, Any]) -> dict[str, Any]:
+    """What is such a value, or refers to one."""
+    return {"anyOf": [value, _REFERENCE], **{key: value[key] for key in ("description",) if key in value}}
 
 
 def _when(method: str, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +79,8 @@ def _when(method: str, definitions: dict[str, Any]) -> dict[str, Any]:
     definitions.update(params.pop("$defs", {}))
     params["properties"] = {
         name: {
-            "anyOf": [value, _REFERENCE],
-            "description": value.get("description", ""),
+            "description": "",
+            **_or_reference(value),
             "x-identity": stage.Params.identity_class(name),
         }
         for name, value in params.get("properties", {}).items()

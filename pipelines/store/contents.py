@@ -6,6 +6,7 @@ changing is found by `verify`, which always reads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ class StampedDigests:
         try:
             content = json.loads(file.read_bytes())
             self.known = {name: ((entry[0], entry[1], entry[2]), entry[3]) for name, entry in content.items()}
-        except (FileNotFoundError, ValueError, AttributeError, IndexError, TypeError):
+        except (OSError, ValueError, AttributeError, IndexError, TypeError):
             self.changed = True  # a cache that is missing or damaged is made again
 
     def sha256(self, path: Path, name: str) -> str:
@@ -50,7 +51,7 @@ class StampedDigests:
         """Write what was learnt, if anything was."""
         if self.changed:
             content = {name: [*stamp, digest] for name, (stamp, digest) in sorted(self.known.items())}
-            write_atomically(self.file, json.dumps(content).encode(), durable=False)
+            write_cache(self.file, json.dumps(content).encode())
             self.changed = False
 
 
@@ -108,6 +109,12 @@ def write_atomically(file: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_cache(file: Path, data: bytes) -> None:
+    """Write what is only remembered: where nothing may be written, or no room is left, it is not."""
+    with contextlib.suppress(OSError):
+        write_atomically(file, data, durable=False)
 
 
 def tree_digest(source: Path, digests: StampedDigests) -> str:

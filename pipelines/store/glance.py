@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fsspec import AbstractFileSystem
 
-from pipelines.store.contents import write_atomically
+from pipelines.store.contents import write_cache
 
 NUM_THREADS: Final = 16
 TAGS: Final = ("ETag", "etag", "md5Hash")
@@ -78,7 +78,7 @@ class Glances:
             return None  # removed since it was listed
         if tag:
             content = json.dumps({"tag": tag, "manifest": data.decode("utf-8", "replace")})
-            write_atomically(copy, content.encode(), durable=False)
+            write_cache(copy, content.encode())
         return data
 
 
@@ -86,5 +86,5 @@ def _copied(copy: Path, tag: str) -> bytes | None:
     try:
         content = json.loads(copy.read_bytes())
         return content["manifest"].encode() if content["tag"] == tag else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # there is none, or it is damaged: it is fetched again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from pipelines.store.holder import HEARTBEAT_SECONDS
 from pipelines.store.lease import Lease, Leases, UnreachableError
@@ -47,11 +48,12 @@ class Keeper:
 
     def _beat_until_over(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
+            self.beat()
+
+    def beat(self) -> None:
+        """One beat of everything that is kept."""
+        for beat in (self.beat_run, *(partial(self.leases.beat, lease) for lease in list(self.kept.values()))):
             # A store that cannot be reached now may be back for the next beat. If it stays away, the leases end, and
             # publishing what was made under them finds that out.
-            try:
-                self.beat_run()
-                for lease in list(self.kept.values()):
-                    self.leases.beat(lease)
-            except Exception:
-                continue
+            with contextlib.suppress(Exception):
+                beat()

@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 
+from pipelines.causes import is_disk_full
 from pipelines.store.contents import StampedDigests, damage, list_files, sha256_file
 from pipelines.store.glance import Glances
 from pipelines.store.lease import Lease, Leases, UnreachableError
@@ -39,10 +40,10 @@ class RemoteStore(Store):
         cache = Path(os.environ.get("REGRAFT_CACHE", Path.home() / ".cache" / "regraft"))
         super().__init__(cache / "stores" / hashlib.sha256(location.encode()).hexdigest()[:16])
         self._location = location.rstrip("/")
-        with self._reaching():
+        with self.reaching():
             self.remote, self.base = fsspec.core.url_to_fs(self._location, use_listings_cache=False)
             self._open_base()
-        self.leases = Leases(RemoteLeases(self.remote, f"{self.base}/leases", self._reaching))
+        self.leases = Leases(RemoteLeases(self.remote, f"{self.base}/leases", self.reaching))
         self._glances: Glances | None = None
         self._runs = Downlink(self.remote, f"{self.base}/runs", self.root / "runs")
 
@@ -57,7 +58,7 @@ class RemoteStore(Store):
 
     def find(self, method: str, key: str) -> Manifest | None:
         """The remote manifest."""
-        with self._reaching():
+        with self.reaching():
             try:
                 data = self._manifest(self._place(method, key))
             except FileNotFoundError:
@@ -71,19 +72,27 @@ class RemoteStore(Store):
         self._glances = Glances(self.remote, self.base, self.root / "cache" / "manifests")
         try:
             last = [self.last_place(pipeline, stage) for stage in stages]
-            self._glances.look_ahead((self._place(*place) for place in last if place), self._reaching)
+            self._glances.look_ahead((self._place(*place) for place in last if place), self.reaching)
             yield
         finally:
             self._glances = None
 
     def manifests(self) -> Iterator[tuple[str, Manifest | None]]:
         """Where each artifact is, with its manifest."""
-        for address in sorted(self.remote.glob(f"{self.base}/artifacts/*/*/manifest.json")):
+        with self.reaching():
+            addresses = sorted(map(str, self.remote.glob(f"{self.base}/artifacts/*/*/manifest.json")))
+        for address in addresses:
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                yield str(address).rpartition("/")[0], parse_manifest(self.remote.cat_file(address))
+                with self.reaching():
+                    data = self.remote.cat_file(address)
+                yield address.rpartition("/")[0], parse_manifest(data)
 
     def damage(self, manifest: Manifest, *, read: bool = False) -> str | None:
         """What is wrong with the remote files: missing or of another size; with `read`, of another content."""
+        with self.reaching():
+            return self._problem(manifest, read=read)
+
+    def _problem(self, manifest: Manifest, *, read: bool) -> str | None:
         below = f"{self.base}/{self._outputs(manifest)}"
         found = self._sizes(manifest)
         for name, output in manifest.outputs.items():
@@ -138,16 +147,18 @@ class RemoteStore(Store):
         return manifest
 
     def _is_published(self, claim_key: str) -> bool:
-        return bool(self.remote.glob(f"{self.base}/artifacts/*/{claim_key}/manifest.json"))
+        with self.reaching():
+            return bool(self.remote.glob(f"{self.base}/artifacts/*/{claim_key}/manifest.json"))
 
     def set_aside_artifact(self, where: str) -> str:
         """Take an artifact away from where it is found; its files stay. Returns where the manifest is now."""
         address = f"{where}/manifest.json"
         method, key = where.split("/")[-2:]
         aside = f"{self.base}/damaged/{method}-{key}-{uuid.uuid4().hex[:6]}.json"
-        with contextlib.suppress(FileNotFoundError):
-            self.remote.pipe_file(aside, self.remote.cat_file(address))
-        remove(self.remote, address)
+        with self.reaching():
+            with contextlib.suppress(FileNotFoundError):
+                self.remote.pipe_file(aside, self.remote.cat_file(address))
+            remove(self.remote, address)
         return aside
 
     def beat_run(self, run: str) -> None:
@@ -161,7 +172,10 @@ class RemoteStore(Store):
         """As on a disk; a run of which this machine only does work lives while its mark is in the bucket."""
         reason = super().death_of(run)
         is_known = reason is not None or (self.run_directory(run) / "journal.jsonl").exists()
-        return "" if not is_known and self.remote.exists(f"{self.base}/runs/{run}/open") else reason
+        if is_known:
+            return reason
+        with self.reaching():
+            return "" if self.remote.exists(f"{self.base}/runs/{run}/open") else None
 
     def may_close(self, run: str) -> bool:
         """Only runs of this machine: what is here of others is a copy."""
@@ -171,14 +185,31 @@ class RemoteStore(Store):
         """While it is open, the run's records, or its `log`, go up."""
         return Uplink(self.remote, f"{self.base}/runs/{run}", self.run_directory(run), log).following()
 
+    @contextlib.contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turn what goes wrong on the way to the store into a message. Raises UnreachableError."""
+        try:
+            yield
+        except (UserError, FileNotFoundError):
+            raise
+        except (ImportError, ValueError) as error:
+            fix = "install the fsspec backend of this scheme, for example pip install 'regraft[s3]'"
+            raise UserError(f"cannot open the store {self._location}: {error}", fix=fix) from None
+        # Each backend has its own errors for a network, a name or a key that is wrong.
+        except Exception as error:
+            if is_disk_full(error):
+                raise  # of this machine
+            fix = "check the address, the network and the credentials of the store"
+            raise UnreachableError(f"cannot reach the store {self._location}: {error}", fix=fix) from None
+
     def pull_runs(self) -> None:
         """Bring the journals of runs on other machines here."""
-        with self._reaching():
+        with self.reaching():
             self._runs.pull(names=JOURNAL_FILES)
 
     def pull_run(self, run: str) -> None:
         """Bring everything of one run here."""
-        with self._reaching():
+        with self.reaching():
             self._runs.pull(run)
 
     def _open_base(self) -> None:
@@ -194,21 +225,6 @@ class RemoteStore(Store):
         raise UserError(
             f"there is no bucket {bucket!r} for the store {self._location}", fix="create it, or mend the URL"
         )
-
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Turn what goes wrong on the way to the store into a message."""
-        try:
-            yield
-        except (UserError, FileNotFoundError):
-            raise
-        except (ImportError, ValueError) as error:
-            fix = "install the fsspec backend of this scheme, for example pip install 'regraft[s3]'"
-            raise UserError(f"cannot open the store {self._location}: {error}", fix=fix) from None
-        # Each backend has its own errors for a network, a name or a key that is wrong.
-        except Exception as error:
-            fix = "check the address, the network and the credentials of the store"
-            raise UnreachableError(f"cannot reach the store {self._location}: {error}", fix=fix) from None
 
     def _manifest(self, place: str) -> bytes | None:
         """The manifest in directory `place`, as it is now, or as the snapshot has it."""
@@ -262,9 +278,10 @@ class RemoteStore(Store):
         below = f"{self.base}/{self._outputs(manifest)}/{output}"
         try:
             draft.mkdir(parents=True)
-            Transfer(self.remote, self.tell, "downloaded", record.size).download(
-                (f"{below}/{file.path}", draft / file.path) for file in record.files
-            )
+            with self.reaching():
+                Transfer(self.remote, self.tell, "downloaded", record.size).download(
+                    (f"{below}/{file.path}", draft / file.path) for file in record.files
+                )
             for file in record.files:
                 if sha256_file(draft / file.path) != file.sha256:
                     raise self._damaged(manifest, output, f"{file.path} changed: not {file.sha256[:12]}…")

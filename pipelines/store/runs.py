@@ -57,6 +57,10 @@ class RunRecords:
         """While it is open, other machines can follow the run, or only its `log`. A disk is shared as it is."""
         return nullcontext()
 
+    def reaching(self) -> AbstractContextManager[None]:
+        """Turns what goes wrong on the way to the store into UnreachableError. To a disk there is no way."""
+        return nullcontext()
+
     def pull_runs(self) -> None:
         """Bring the journals of runs on other machines here, to `run_directory`. On a disk they are."""
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.compare import show_comparison
+from pipelines.cli.history import read_run, show_status
+from pipelines.journal import list_runs
 from pipelines.store import open_store
 from tests.engine.conftest import Bench
 from tests.holders import dead
@@ -224,6 +227,45 @@ def test_a_dead_run_is_closed_by_the_next(bench):
     assert json.loads((directory / "journal.jsonl").read_text().splitlines()[-1])["state"] == "cancelled"
     assert not (directory / "open").exists()
     assert list((bench.store.root / "work").iterdir()) == []
+
+
+def test_a_run_that_died_before_it_began_is_none(bench):
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n"
+    directory = bench.store.run_directory("19990101-early")
+    directory.mkdir(parents=True)
+    (directory / "journal.jsonl").write_text('{"time": 1.0, "event": "run-st')
+    (directory / "open").write_text(dead("19990101-early").to_json())
+    run = bench.run(text).run
+    assert not (directory / "open").exists()
+    assert list_runs(bench.store.root) == [run]
+
+
+def test_a_journal_without_its_beginning_is_told_as_far_as_it_goes(bench, capsys):
+    run = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n").run
+    journal = bench.store.run_directory(run) / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
+    other = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Write', with: {text: other}}\n").run
+    show_status(bench.store, run, as_json=False)
+    assert f"{run}: done" in capsys.readouterr().out
+    show_status(bench.store, run, as_json=True)
+    assert json.loads(capsys.readouterr().out)["run"] == run
+    show_comparison(bench.store, [run, other], everything=True, as_json=True)
+    told = json.loads(capsys.readouterr().out)["runs"][0]
+    assert (told["run"], told["pipeline"], told["state"]) == (run, "", "done")
+
+
+def test_a_run_that_ends_while_one_looks_has_not_died(bench, monkeypatch):
+    run = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n").run
+    journal = bench.store.run_directory(run) / "journal.jsonl"
+    whole, real = journal.read_text(), bench.store.death_of
+    journal.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+
+    def end_now(name):
+        journal.write_text(whole)
+        return real(name)
+
+    monkeypatch.setattr(bench.store, "death_of", end_now)
+    assert read_run(bench.store, run).state == "done"
 
 
 def test_work_that_waits_its_turn_is_neither_told_as_started_nor_kept_from_other_runs(bench):

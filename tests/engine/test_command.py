@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -155,6 +156,19 @@ def test_disk_fills_up_while_a_stage_writes(regraft, tmp_path):
     told = regraft("run", "f.yaml", *INLINE, code=2)
     assert "the disk is full" in told
     assert "run again to continue" in told
+
+
+def test_a_place_that_cannot_be_written_is_told_and_what_is_only_remembered_is_not_missed(regraft, tmp_path):
+    regraft("run", "p.yaml", *INLINE)
+    store = tmp_path / ".regraft"
+    shutil.rmtree(store / "cache")
+    (store / "cache").write_text("in the way")
+    assert "2 cached" in regraft("plan", "p.yaml")
+    shutil.move(store / "runs", tmp_path / "elsewhere")
+    (store / "runs").write_text("in the way")
+    told = regraft("run", "p.yaml", *INLINE, code=2)
+    assert f"error: {store}/runs" in told
+    assert "fix: check that it is there" in told
 
 
 def test_port_taken(regraft):

@@ -1,13 +1,21 @@
 """Failures: isolated, retried only when that can help, told with their own words, and nothing finished is lost."""
 
+import threading
+import uuid
+from functools import partial
+
 import pytest
 
+from clusters.executor import InlineExecutor
+from clusters.lost import ClusterLostError, Loss
+from pipelines import attempts
 from pipelines.cli import session
 from pipelines.cli.history import read_run
 from pipelines.journal import Journal, list_runs
+from pipelines.store import open_store
 from pipelines.store.lease import UnreachableError
-from pipelines.worker import _failure
-from stages.errors import UserError
+from pipelines.worker import _failure, execute
+from stages.errors import StageError, UserError
 
 TWO_BRANCHES = """\
 name: branches
@@ -149,6 +157,106 @@ def test_a_store_out_of_reach_is_no_fault_of_the_user():
     away, wrong = (_failure(kind("away"), None, None, 1.0) for kind in (UnreachableError, UserError))
     assert not away.users_fault, "so that retries count"
     assert wrong.users_fault
+
+
+def test_a_store_that_is_away_when_a_stage_is_ready_is_asked_again(bench, monkeypatch):
+    monkeypatch.setattr(attempts, "LOOK_SECONDS", 0.05)
+    monkeypatch.setenv("REGRAFT_CACHE", str(bench.directory / "cache"))
+    bench.store = open_store(f"memory://{uuid.uuid4().hex}/store")
+    real, away = bench.store.remote.cat_file, iter(range(2))
+
+    def cat_file(path, **more):
+        if "tests.toy-Copy" in path and next(away, None) is not None:
+            raise TimeoutError("no answer")
+        return real(path, **more)
+
+    monkeypatch.setattr(bench.store.remote, "cat_file", cat_file)
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n  b: {uses: 'tests.toy:Copy', inputs: {text: a}}\n"
+    result = bench.run(text)
+    assert result.states == {"a": "done", "b": "done"}
+    events = Journal(bench.store.run_directory(result.run) / "journal.jsonl").read()
+    [told] = [event["text"] for event in events if event["event"] == "message"]
+    assert "cannot reach the store" in told
+
+
+class AllAtOnce(InlineExecutor):
+    """Takes all work at once, as a cluster does."""
+
+    def full(self):
+        return False
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(session, "_executor_maker", lambda *_: partial(AllAtOnce, execute))
+
+
+def test_after_a_failure_fail_fast_starts_no_attempt_of_what_was_under_way(bench, at_once):
+    bench.options = session.RunOptions(executor="inline", track=False, view="quiet", fail_fast=True)
+    result = bench.run(
+        "name: x\nstages:\n"
+        "  a: {uses: 'tests.toy:Fail'}\n"
+        "  b: {uses: 'tests.toy:Fail', with: {until_attempt: 99}, retries: 2}\n"
+        "  c: {uses: 'tests.toy:Greedy'}\n"
+        "  d: {uses: 'tests.toy:Copy', inputs: {text: c}}\n"
+    )
+    assert result.states == {"a": "failed", "b": "failed", "c": "failed", "d": "skipped"}
+    events = Journal(bench.store.run_directory(result.run) / "journal.jsonl").read()
+    assert [event["stage"] for event in events if event["event"] == "stage-started"] == ["a", "b", "c"]
+
+
+class Losing(AllAtOnce):
+    """A cluster that dies when it is given the work called `b`."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.loss = Loss()
+
+    def start(self, name, payload, request):
+        super().start(name, payload, request)
+        if name == "b":
+            thread = threading.Thread(target=self.loss.tell, args=("the head",))
+            thread.start()
+            thread.join()
+
+    def check(self):
+        self.loss.check()
+
+
+def test_a_cluster_that_is_lost_at_any_moment_is_no_ctrl_c(bench, monkeypatch):
+    """`a` pauses after a failure and `b` is just being started when the interrupt comes."""
+    monkeypatch.setattr(session, "_executor_maker", lambda *_: partial(Losing, execute))
+    result = bench.run(
+        "name: x\nstages:\n"
+        "  a: {uses: 'tests.toy:Fail', retries: 1}\n"
+        "  w: {uses: 'tests.toy:Write'}\n"
+        "  b: {uses: 'tests.toy:Copy', inputs: {text: w}}\n"
+        "  c: {uses: 'tests.toy:Copy', inputs: {text: b}}\n"
+    )
+    assert not result.cancelled
+    assert result.states == {"a": "failed", "w": "done", "b": "failed", "c": "skipped"}
+    assert {failure.message for failure in result.failures.values()} == {"the head has died while the stage ran"}
+
+
+def test_the_parts_of_a_lost_cluster_interrupt_once():
+    loss = Loss()
+    loss.check()
+    with pytest.raises(KeyboardInterrupt):
+        loss.tell("the head")
+    loss.tell("the raylet")
+    with pytest.raises(ClusterLostError, match="the head has died"):
+        loss.check()
+
+
+def test_what_a_failed_stage_advises_is_told_as_its_fix():
+    outcome = _failure(StageError("the server went away", where="judge", fix="start it again"), None, None, 1.0)
+    assert (outcome.message, outcome.fix) == ("StageError: judge: the server went away", "start it again")
+    assert not outcome.users_fault
+
+
+def test_a_module_that_is_missing_is_told_by_what_can_be_installed():
+    missing = ModuleNotFoundError("No module named 'scipy.optimize'", name="scipy.optimize")
+    assert _failure(missing, None, None, 1.0).fix == "pip install scipy"
 
 
 def test_a_run_that_is_refused_after_it_began_has_failed(bench, monkeypatch):

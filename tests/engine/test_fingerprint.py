@@ -124,3 +124,32 @@ def test_every_method_has_a_fingerprint_that_reaches_its_work(method):
     assert registry.target(method) in reached
     assert len({name.partition(":")[0] for name in reached}) > 2, "the work lives in modules that run() imports"
     assert not any(name.startswith("pipelines.") for name in reached)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("torch.nn.functional.silu = helper", "torch.nn.functional.silu = None"),
+        ('os.environ["MODE"] = "a"', 'os.environ["MODE"] = "b"'),
+        ("helper = torch.compile(helper)", "helper = torch.no_grad(helper)"),
+        ("vars(torch)['x'] = 1", "vars(torch)['x'] = 2"),
+        ("LIMIT, torch.x = 3, 4", "LIMIT, torch.x = 3, 5"),
+    ],
+)
+def test_an_assignment_to_what_is_not_its_own_is_something_a_module_does(project, before, after):
+    main = "import os\nimport torch\nfrom proj.helper import helper\n\n{}\n\nclass Stage:\n    x = helper\n"
+    reached = project(main=main.format(before), helper=HELPER)
+    assert {"proj.main:(module)", "proj.helper:inner"} <= set(reached)
+    assert reached != project(main=main.format(after), helper=HELPER)
+
+
+def test_what_every_package_above_a_module_does_counts(project, tmp_path):
+    inner = tmp_path / "proj" / "sub" / "deeper"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("")
+    (inner / "leaf.py").write_text("def f():\n    return 1\n")
+    main = "class Stage:\n    def run(self):\n        from proj.sub.deeper.leaf import f\n        return f()\n"
+    above = tmp_path / "proj" / "sub" / "__init__.py"
+    before = project(main=main)
+    above.write_text("import os\nos.environ['MODE'] = 'a'\n")
+    assert before != project(main=main), "`deeper` has no file of its own, and `sub` is imported first"

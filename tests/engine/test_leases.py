@@ -17,6 +17,7 @@ from pipelines.journal import Journal, JournalWriter, list_runs
 from pipelines.store import Store, holder, lease, open_store
 from pipelines.store.disk_lease import DiskLeases
 from pipelines.store.holder import Holder
+from pipelines.store.keeper import Keeper
 from pipelines.store.lease import Claim, Lease, LeaseLostError, Leases
 from pipelines.store.remote_lease import RemoteLeases
 from stages.artifacts import Report
@@ -78,6 +79,23 @@ def test_a_late_heartbeat_leaves_another_run_s_lease_alone(leases):
     assert not leases.beat(late)
     assert leases.newest("key") == before
     assert leases.beat(other)
+
+
+def test_a_mark_or_a_lease_that_cannot_be_beaten_keeps_no_other_from_it(leases, monkeypatch):
+    def away() -> None:
+        raise OSError("no answer")
+
+    keeper = Keeper(leases, away)
+    for key in ("key", "other"):
+        keeper.keep(Claim(leases, key, Holder.here("r")).attempt())
+    real = leases.files.tokens
+    monkeypatch.setattr(leases.files, "tokens", lambda key: away() if key == "key" else real(key))
+    before = leases.newest("other")
+    time.sleep(0.01)
+    keeper.beat()
+    assert leases.newest("other")[1] != before[1]
+    monkeypatch.undo()
+    keeper.close()
 
 
 def test_a_process_that_is_gone_is_replaced_at_once(leases):

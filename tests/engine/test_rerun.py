@@ -93,6 +93,7 @@ def test_what_a_selection_means(selection, chosen, above):
         ({"only": "bb"}, "did you mean 'b'?"),
         ({"from_": "arms[mark=z]"}, "did you mean 'arms[mark=y]'?"),
         ({"from_": "last", "until": "a"}, "--from last --until a chooses no stage"),
+        ({"only": "last", "until": "a"}, "--until names a stage at or below those of --only"),
         ({"only": "a", "force": "b"}, "--force b: this stage is not chosen"),
     ],
 )

@@ -4,18 +4,23 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+import benchmarks
 import clusters
 import pipelines
 from clusters.profile import ProfileError, load_profile
 from pipelines.plan import make_plan
+from pipelines.spec.document import Document
 from pipelines.spec.load import load
+from pipelines.spec.schema import json_schema
 from pipelines.store import open_store
 from stages import registry
 from tests.tiny import tiny_model, tiny_text
 
 SHIPPED = sorted(Path(pipelines.__file__).parent.glob("*.yaml"))
+MEASURED = sorted(Path(benchmarks.__file__).parent.rglob("*.yaml"))
 PROFILES = sorted(Path(clusters.__file__).parent.glob("*.yaml"))
 
 
@@ -24,6 +29,16 @@ def test_shipped_pipelines_can_be_planned(file, tmp_path):
     plan = make_plan(load(file), open_store(str(tmp_path)))
     assert plan.count("run") >= 1
     assert load(file).description
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return jsonschema.Draft202012Validator(json_schema())
+
+
+@pytest.mark.parametrize("file", [*SHIPPED, *MEASURED], ids=lambda file: file.stem)
+def test_an_editor_s_schema_accepts_them(file, schema):
+    schema.validate(Document.read(file).root)
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)

@@ -41,6 +41,16 @@ def test_the_estimate_leaves_out_what_came_before_the_first_progress(monkeypatch
     assert row.left_seconds(now[0]) is None, "another part of the work"
 
 
+def test_another_attempt_begins_at_nothing():
+    picture = view.Picture(PIPELINE)
+    curve = {"event": "curve", "stage": "a", "step": 1, "values": {"loss": 2.5}}
+    for event in (started("a"), progress("a", 10), progress("a", 90), curve):
+        picture.update(event)
+    row = picture.update(started("a"))
+    assert (row.done, row.total, row.curves) == (0, 0, {})
+    assert row.left_seconds(time.monotonic()) is None
+
+
 def test_a_total_that_nobody_knows_is_not_told():
     line, live = view.LineView(PIPELINE), view.LiveView(PIPELINE)
     for each in (line, live):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,12 @@ from pipelines.housekeeping.gc import Policy, survey
 from pipelines.housekeeping.leftovers import Item
 from pipelines.housekeeping.reference import find_artifact
 from pipelines.housekeeping.sweep import collect, sweep
+from pipelines.store import Store, open_store
 from pipelines.store.holder import Holder
+from pipelines.store.lease import UnreachableError
 from stages.errors import UserError
 from tests.holders import dead, far
-from tests.housekeeping.conftest import EVERYWHERE, PIPELINE, Shop
+from tests.housekeeping.conftest import EVERYWHERE, PIPELINE, Shop, make_shop
 
 LAST = Policy(keep_last=1)
 NOTHING = Policy(keep_last=0, keep_newest=False)
@@ -129,7 +135,8 @@ def open_run(shop: Shop, name: str, holder: Holder) -> None:
 
 def test_a_run_that_starts_meanwhile_stops_the_sweep(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = shop.catalogue()
-    items = survey(catalogue, NOTHING, find_alive(shop.store))
+    weighed = find_alive(shop.store)
+    items = survey(catalogue, NOTHING, weighed)
     real = StoreFiles.remove_tree
 
     def remove_and_start(self: StoreFiles, name: str) -> None:
@@ -137,9 +144,35 @@ def test_a_run_that_starts_meanwhile_stops_the_sweep(shop: Shop, monkeypatch: py
         open_run(shop, "live", Holder.here("live"))
 
     monkeypatch.setattr(StoreFiles, "remove_tree", remove_and_start)
-    swept = sweep(catalogue, items)
+    swept = sweep(catalogue, items, weighed)
     assert (len(swept.removed), swept.stopped_by) == (1, "live")
     assert len(shop.catalogue().manifests) == len(items) - 1
+
+
+def test_a_run_that_starts_during_the_survey_stops_the_sweep(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Catalogue.read
+
+    def read_and_start(store: Store) -> Catalogue:
+        found = real(store)
+        open_run(shop, "live", Holder.here("live"))
+        return found
+
+    monkeypatch.setattr(Catalogue, "read", read_and_start)
+    items, swept = collect(shop.store, NOTHING)
+    assert any(item.goes for item in items)
+    assert (swept.removed, swept.stopped_by) == ((), "live")
+
+
+def test_what_a_weighed_run_begins_to_make_meanwhile_is_left(shop: Shop) -> None:
+    scratch = shop.store.root / "scratch" / ("b" * 24) / "attempt"
+    scratch.mkdir(parents=True)
+    open_run(shop, "live", Holder.here("live"))
+    weighed = find_alive(shop.store)
+    items = survey(shop.catalogue(), NOTHING, weighed)
+    assert shop.store.claim("b" * 64, Holder.here("live")).attempt()
+    swept = sweep(shop.catalogue(), items, weighed)
+    assert scratch.is_dir()
+    assert {item.kind for item in swept.removed} == {"artifact"}
 
 
 @EVERYWHERE
@@ -181,6 +214,30 @@ def test_leftovers_of_dead_runs_go(shop: Shop) -> None:
     assert not list(root.glob("scratch/*")) + list(root.glob("work/*")) + list(root.glob("damaged/*"))
 
 
+def test_a_survey_beside_checkpoints_that_come_and_go(shop: Shop) -> None:
+    scratch = shop.store.root / "scratch" / ("b" * 24) / "attempt"
+    over = threading.Event()
+
+    def rotate() -> None:
+        for step in itertools.count():
+            if over.is_set():
+                return
+            directory = scratch / f"step-{step}"
+            directory.mkdir(parents=True)
+            for name in range(50):
+                (directory / str(name)).touch()
+            shutil.rmtree(directory)
+
+    thread = threading.Thread(target=rotate)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert any(item.kind == "scratch" for item in look(shop, LAST))
+    finally:
+        over.set()
+        thread.join()
+
+
 @EVERYWHERE
 def test_leases_of_runs_that_are_over_go(any_shop: Shop) -> None:
     store = any_shop.store
@@ -219,6 +276,27 @@ def test_two_at_once(shop: Shop) -> None:
 
     with locked(shop.store.root / "gc.lock"), pytest.raises(UserError, match="another gc is at work"):
         collect(shop.store, LAST)
+
+
+@pytest.mark.parametrize("what", ["tags/best.json", "manifest.json", "lineage/"])
+def test_what_cannot_be_read_now_is_not_taken_for_gone(bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(bench.directory / "cache"))
+    bench.store = open_store(f"memory://{uuid.uuid4().hex}/store")
+    shop = make_shop(bench)
+    collect(shop.store, LAST)
+    give_tag(shop.store, shop.results[2].run, "best")
+    real = shop.store.remote.cat_file
+
+    def throttled(path: str, **more: object) -> bytes:
+        if what in path:
+            raise OSError("slow down")
+        return real(path, **more)
+
+    monkeypatch.setattr(shop.store.remote, "cat_file", throttled)
+    with pytest.raises(UnreachableError, match="slow down"):
+        collect(shop.store, NOTHING)
+    monkeypatch.undo()
+    assert all(shop.has(manifest) for manifest in shop.results[2].manifests.values())
 
 
 def test_a_damaged_tag_keeps_everything(shop: Shop) -> None:

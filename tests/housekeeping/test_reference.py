@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 
-from pipelines.ancestry import trace
+from pipelines.ancestry import Ancestry, trace
 from pipelines.cli.housekeeping import give_tag, show_tags, take_tag
+from pipelines.housekeeping.card import dataset_card
 from pipelines.housekeeping.files import StoreFiles
 from pipelines.housekeeping.reference import find_artifact
+from pipelines.json_text import json_text
 from stages.errors import UserError
 from tests.housekeeping.conftest import Shop
 
@@ -76,6 +80,22 @@ def test_tags_are_given_moved_listed_and_taken(any_shop: Shop, capsys: pytest.Ca
 def test_bad_tags_are_refused(shop: Shop, name: str) -> None:
     with pytest.raises(UserError, match="cannot be a tag"):
         give_tag(shop.store, "latest", name)
+
+
+def test_a_lineage_is_json_though_metrics_are_not_numbers(shop: Shop) -> None:
+    found = trace(shop.catalogue(), find_artifact(shop.catalogue(), "score"))
+    step = replace(found.step, metrics={"loss": math.nan, "most": math.inf})
+    text = json_text(replace(found, steps={**found.steps, found.key: step}).to_json())
+    json.loads(text, parse_constant=lambda text: pytest.fail(text))
+    assert str(Ancestry.from_json(json.loads(text)).step.metrics) == "{'loss': nan, 'most': inf}"
+
+
+def test_a_card_names_a_pinned_version_whole_and_a_digest_shortly(shop: Shop) -> None:
+    found = trace(shop.catalogue(), find_artifact(shop.catalogue(), "base"))
+    sources = {"model": "hub:org/name@release-2", "file": "ab" * 32}
+    step = replace(found.step, sources=sources, declared={})
+    card = dataset_card("x", replace(found, steps={found.key: step}), {}, [])
+    assert "| hub:org/name@release-2, abababab |" in card
 
 
 def test_an_accepted_drift_is_part_of_the_lineage(any_shop: Shop) -> None:

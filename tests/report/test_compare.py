@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.cli.compare import show_comparison
 from pipelines.cli.difference import MISSING, RUN, compare_runs
+from pipelines.cli.history import show_status
 from pipelines.journal import JournalWriter
 from pipelines.lineage.view import RunView
 from pipelines.store import open_store
@@ -116,6 +117,9 @@ def test_json_is_json_though_metrics_are_not_numbers(tmp_path, capsys):
     show_comparison(open_store(str(tmp_path)), ["x", "y"], everything=False, as_json=True)
     told = json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(text))
     assert told["stages"][1]["rows"][-1]["values"] == {"x": "nan", "y": "inf"}
+    show_status(open_store(str(tmp_path)), "x", as_json=True)
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(text))
+    assert told["stages"]["a"]["metrics"] == {"loss": "nan"}
     show_comparison(open_store(str(tmp_path)), ["x", "y"], everything=False, as_json=False)
     assert "inf" in capsys.readouterr().out
 

@@ -143,6 +143,17 @@ def test_each_mistake_is_told_with_line_and_way_out(old, new, message, hint):
     assert any(abs(line - changed) <= 4 for line in lines), told
 
 
+@pytest.mark.parametrize("wrong", ['{uses: "tests.toy:Write", matrix: {repeat: 3}}', "write"])
+def test_what_refers_to_a_stage_that_is_wrong_is_not_told_as_well(wrong):
+    told = problems(
+        f"name: x\nstages:\n  w: {wrong}\n"
+        '  a: {uses: "tests.toy:Copy", inputs: {text: w}}\n'
+        '  b: {uses: "tests.toy:Copy", inputs: {text: "w[repeat=1]"}, needs: ["w[repeat=1]", w]}\n'
+        '  c: {uses: "tests.toy:Write", expect: {length: "> ${w.length}"}}\n'
+    )
+    assert "1 problem in f.yaml" in told
+
+
 def test_mistyped_input_names_what_fits():
     text = """\
 name: x

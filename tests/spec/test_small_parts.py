@@ -67,6 +67,8 @@ def test_a_gate_is_read_or_refused(text):
     [
         ("<1.5", "< 1.5"),
         (">= -2e-3", ">= -0.002"),
+        ("< 1.23456789", "< 1.23456789"),
+        ("< 1.00000001 * ${a.b}", "< 1.00000001 * ${a.b}"),
         ("<= 1.05 * ${baseline.perplexity}", "<= 1.05 * ${baseline.perplexity}"),
         ("<= ${ p[model=a,x=0.5].loss } * 2", "<= 2 * ${p[model=a,x=0.5].loss}"),
         ("== ${a-b.c}", "== ${a-b.c}"),
@@ -94,6 +96,9 @@ def test_gates():
     gate = parse_gate("kl", "<1.5")
     assert gate.failure({"kl": 1.4}) is None
     assert gate.failure({"kl": 1.5}) == "expected kl < 1.5, found kl = 1.5"
+    assert gate.failure({"kl": 1.50000004}) == "expected kl < 1.5, found kl = 1.50000004"
+    close = parse_gate("kl", "< 1.00000001 * ${a.b}").failure({"kl": 2.0}, {"a": {"b": 1.99999997}})
+    assert "found kl = 2, and the bound is 1.99999998999999" in str(close)
     assert "reports no 'kl'; it reports: loss" in str(gate.failure({"loss": 1}))
 
 
@@ -120,10 +125,12 @@ def test_durations_are_written(seconds, text):
 
 
 def test_schema_accepts_good_files_and_refuses_bad_ones():
-    validator = jsonschema.Draft202012Validator(json_schema())
     jsonschema.Draft202012Validator.check_schema(json_schema())
+    validator = jsonschema.Draft202012Validator(json_schema())
     validator.validate(yaml.safe_load(GOOD))
     for bad in (GOOD.replace("retries: 2", "retries: -2"), GOOD.replace("seed: 3", "sed: 3"), "name: x"):
         assert list(validator.iter_errors(yaml.safe_load(bad)))
+    for bad in ("resources: {cpus: many}", "resources: {cpu: 1}", "seed: first", "max_parallel: 0"):
+        assert list(validator.iter_errors(yaml.safe_load(f"name: x\nstages: {{s: {{uses: source.model, {bad}}}}}")))
     method = {"name": "x", "stages": {"m": {"uses": "source.model", "with": {"modle": "x"}}}}
     assert list(validator.iter_errors(method))

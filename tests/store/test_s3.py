@@ -165,12 +165,14 @@ def test_a_waiting_stage_outlives_a_store_that_is_away_for_a_while(machines, mon
     assert two.remote.find(f"{two.base}/leases") == []
 
 
-def test_a_stage_that_is_ready_while_the_store_is_away_waits(machines, monkeypatch):
+@pytest.mark.parametrize("call", ["ls", "cat_file"])
+def test_a_stage_that_is_ready_while_the_store_is_away_waits(machines, monkeypatch, call):
+    """Also when it has taken its lease already, which must not stand in its own way."""
     store, told = machines.store("one"), []
     claims = Claims(store, "r1", lambda _, text: told.append(text))
     step = Step(SimpleNamespace(name="a", uses="tests.toy:Copy"), "run", (), {}, KEY)
     with monkeypatch.context() as patch:
-        patch.setattr(store.remote, "ls", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        patch.setattr(store.remote, call, lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
         assert claims.ask(step, 1) is None
     assert "cannot reach the store" in told[-1]
     claims.due = 0
