@@ -2,6 +2,7 @@
 
     RegraftError            anything this project raises on purpose
     ├── UserError           the input, the machine or the pipeline file is at fault: never retried, exit code 2
+    │   └── DivergedError   training gave numbers that are none
     └── StageError          the work itself failed: retried when the stage says so, exit code 1
         └── StoppedError    it was asked to stop, and did
 
@@ -36,6 +37,10 @@ class UserError(RegraftError):
     """Bad input: says what, where, what was found, what was expected, and the fix. Never retried."""
 
     exit_code = 2
+
+
+class DivergedError(UserError):
+    """A loss or a gradient became infinite or NaN while training."""
 
 
 class StageError(RegraftError):
