@@ -16,7 +16,7 @@ from stages.data.packing import Packer
 FIGURE: Final = "dropped.svg"
 MEANINGS: Final[Mapping[str, str]] = {
     "unreadable": "the row is no text",
-    "empty": "nothing is left after normalising",
+    "empty": "nothing is left after normalising, or of C4's lines",
     "short": "fewer characters than min_characters",
     "long": "more characters than max_characters",
     "bad_words": "holds a word or phrase of the list",

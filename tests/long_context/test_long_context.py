@@ -117,6 +117,19 @@ def test_generation_is_the_greedy_text_and_counts_the_values_in_it(source: Path,
     assert [written[place].generated for place in range(2)] == [0.0, 0.5]
 
 
+def test_generation_heeds_nothing_that_the_model_recommends(source: Path, monkeypatch: pytest.MonkeyPatch):
+    pieces, some = probes(source)
+    empty = [Recall(0.0, 1, (False,)) for _ in some]
+    texts: dict[str, list[str]] = {"plain": [], "recommended": []}
+    decode = pieces.decode
+    for name, recommended in (("plain", {}), ("recommended", {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1})):
+        model = load_model(source, dtype=torch.float32)
+        model.generation_config.update(**recommended)
+        monkeypatch.setattr(pieces, "decode", lambda ids, name=name: texts[name].append(decode(ids)) or "")
+        list(generate(model, pieces, some, empty, batch_size=2))
+    assert texts["plain"] == texts["recommended"]
+
+
 def test_metrics_and_grid_hold_what_the_docs_say(source: Path, text: Dataset, tmp_path: Path):
     events: list[Any] = []
     found = evaluate(source, text, tmp_path, events)
