@@ -51,5 +51,10 @@ class StoppedError(StageError):
     """The run asked the stage to stop and it did, with what it had saved: the next run goes on from there."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _rebuild(kind: type[RegraftError], message: str, where: str, fix: str) -> RegraftError:
     return kind(message, where=where, fix=fix)

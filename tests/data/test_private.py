@@ -186,8 +186,9 @@ def test_epsilon_rises_with_steps_and_falls_with_noise():
 )
 def test_an_account_that_does_not_add_up_is_refused(monkeypatch, prv, rdp, told):
     monkeypatch.setattr(private_accounting, "spent", lambda *_: private_accounting.Spent(prv, rdp))
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(StageError, match=told) as caught:
         account([(1.0, 0.1, 10)], 1e-5, target=4.0)
+    assert "batch_documents" in caught.value.fix
 
 
 def run(inputs, directory: Path, **params) -> Context:

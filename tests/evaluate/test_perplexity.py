@@ -15,6 +15,7 @@ from stages.artifacts import Dataset, DatasetCard, Model
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.likelihood import likelihood, naive_likelihood
+from stages.evaluate.loading import load_for_evaluation
 from stages.evaluate.perplexity import EvaluatePerplexity, PerplexityParams
 from stages.evaluate.text_windows import text_windows
 from stages.stage import Context
@@ -67,6 +68,15 @@ def test_the_report_holds_the_figures_and_limit_counts_windows(tmp_path: Path):
     assert found["num_tokens"] == 3 * 31
     assert report["metrics"] == found
     assert report["details"]["windows"] == 3
+
+
+def test_a_model_that_does_not_load_is_named(tmp_path: Path):
+    model = tiny_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the model .*model cannot be loaded: the weights .* missing: model\.norm"):
+        load_for_evaluation(Model(model), "float32")
 
 
 def test_nan_is_an_error_with_its_place(tmp_path: Path):
