@@ -12,12 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.evaluate.long_context_scoring import Recall
+from stages.evaluate.needles_scripts import LISTING
 
 Cell = tuple[str, int, float]
 """Task, length in tokens, depth from 0 to 1."""
-
-LISTING = ("multi_value", "variable_tracking")
-"""Tasks with several answers: some of them can be right."""
 
 
 class Grid:

@@ -19,6 +19,7 @@ from stages.evaluate.loading import load_for_evaluation
 from stages.evaluate.perplexity import EvaluatePerplexity, PerplexityParams
 from stages.evaluate.text_windows import text_windows
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.tiny import text_dataset, tiny_model, tiny_text, tokens_dataset
 
 
@@ -28,6 +29,7 @@ def evaluate(model: Path, data: Dataset, out: Path, **params: Any) -> dict[str, 
     stage.check(inputs)
     context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch")
     stage.run(context)
+    assert undeclared(stage, context.results) == []
     return context.results
 
 

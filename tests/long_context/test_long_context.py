@@ -21,6 +21,7 @@ from stages.evaluate.needles_scripts import TASKS
 from stages.evaluate.needles_text import Haystack, Pieces
 from stages.evaluate.prediction import Predictor
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.tiny import text_dataset, tiny_model, tiny_text
 
 SMALL: dict[str, Any] = {"lengths": (640, 512), "depths": (1.0, 0.0), "probes": 2, "dtype": "float32"}
@@ -42,7 +43,9 @@ def evaluate(model: Path, text: Dataset, out: Path, events: list[Any] | None = N
     stage.preflight()
     stage.check(inputs)
     emit = events.append if events is not None else lambda _: None
-    stage.run(Context(inputs=inputs, out=out / "out", scratch=out / "scratch", emit=emit))
+    context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch", emit=emit)
+    stage.run(context)
+    assert undeclared(stage, context.results) == []
     return json.loads((out / "out" / "report" / "report.json").read_text())
 
 
