@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from stages.artifacts import Dataset
 from stages.proxy.record import Domain, Trained, canonical
 from stages.training.settings import TrainingParameters
-from stages.upcycle.matching import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +107,7 @@ def train_proxy(
     curve[num_steps] = [figures[f"final_{number}"] for number in range(len(validation))]
     initial = [figures[f"initial_{number}"] for number in range(len(validation))]
     trained = Trained(
-        recipe=short_name(data.name) or "data",
+        recipe=data.short_name or "data",
         digest=digest_of(data),
         learning_rate=plan.learning_rate,
         reduction=plan.reduction,
@@ -138,7 +137,7 @@ def trained_details(trained: Trained) -> dict[str, Any]:
 
 def domain_names(validation: Sequence[Dataset]) -> list[str]:
     """What people call the held-out datasets: the arm of a matrix by its values, else the stage; numbered if alike."""
-    names = [short_name(each.name) or "text" for each in validation]
+    names = [each.short_name or "text" for each in validation]
     return [name if names.count(name) == 1 else f"{name} {index}" for index, name in enumerate(names)]
 
 
