@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from stages.artifacts import Dataset, DatasetCard
 from stages.data.shards import TEXT
+from stages.data.tokenizer import open_tokenizer
 from stages.evaluate.text_windows import SEPARATOR
 from stages.source.dataset import SourceDataset, SourceDatasetParams
 from stages.source.model import SourceModel, SourceModelParams
@@ -28,7 +28,7 @@ def source_model(directory: Path) -> Path:
 
 def documents(directory: Path, source: Path, file: Path | None, num_tokens: int) -> Dataset:
     """A text dataset of at least `num_tokens` tokens, if the text has so many."""
-    tokenizer, kept, count = Tokenizer.from_file(str(source / "tokenizer.json")), [], 0
+    tokenizer, kept, count = open_tokenizer(source), [], 0
     for text in file.read_text(encoding="utf-8").split(SEPARATOR) if file else _passages(directory / "passages"):
         if count >= num_tokens:
             break

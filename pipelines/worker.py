@@ -20,6 +20,7 @@ from pipelines.evidence import versions
 from pipelines.ladder import is_out_of_memory
 from pipelines.stage_log import captured_output, log_tail
 from pipelines.store import Manifest, Store, open_store
+from pipelines.store.contents import tree_digest
 from pipelines.store.lease import LeaseLostError, UnreachableError
 from pipelines.task import InputRef, Outcome, Task
 from stages import registry
@@ -73,7 +74,9 @@ def _attempt(task: Task, store: Store, emit: Any) -> Manifest:
     reset_peak_memory()
     began, before = time.time(), children()
     try:
+        _require_planned_sources(task, stage, store)
         stage.run(context)
+        _require_planned_sources(task, stage, store)
         manifest = store.publish(
             _draft(task, context, began), spec.outputs, workspace, task.lease, replacing=task.replace
         )
@@ -83,6 +86,22 @@ def _attempt(task: Task, store: Store, emit: Any) -> Manifest:
         raise
     store.drop_scratch(task.key)
     return manifest
+
+
+def _require_planned_sources(task: Task, stage: Stage, store: Store) -> None:
+    """Raise UserError unless what lies outside the store is still what the key was made of."""
+    planned: dict[str, str] = dict(task.identity.get("sources", {}))
+    for name, source in stage.sources().items():
+        found = tree_digest(source, store.sources) if isinstance(source, Path) else source
+        known = planned.pop(name, "not there")
+        if found != known:
+            raise UserError(
+                f"{source} has changed since the run was planned: it was {known[:80]}, now it is {found[:80]}",
+                where=name,
+                fix="run the pipeline again, and let files be while a run reads them",
+            )
+    if planned:
+        raise UserError(f"{', '.join(planned)}: gone since the run was planned", fix="put it back, or run again")
 
 
 def _draft(task: Task, context: Context, began: float) -> Manifest:

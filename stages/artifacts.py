@@ -41,6 +41,12 @@ class Artifact:
 
     kind: ClassVar[str] = "artifact"
 
+    @property
+    def short_name(self) -> str:
+        """What people call it: the arm of a matrix by its values (`branch[domain=law]` as `law`), else the stage."""
+        _, bracket, axes = self.name.partition("[")
+        return ", ".join(axis.partition("=")[2] for axis in axes.rstrip("]").split(",")) if bracket else self.name
+
 
 @dataclass(frozen=True)
 class Model(Artifact):

@@ -2,6 +2,7 @@
 
     RegraftError            anything this project raises on purpose
     ├── UserError           the input, the machine or the pipeline file is at fault: never retried, exit code 2
+    │   └── DivergedError   training gave numbers that are none
     └── StageError          the work itself failed: retried when the stage says so, exit code 1
         └── StoppedError    it was asked to stop, and did
 
@@ -38,12 +39,21 @@ class UserError(RegraftError):
     exit_code = 2
 
 
+class DivergedError(UserError):
+    """A loss or a gradient became infinite or NaN while training."""
+
+
 class StageError(RegraftError):
     """The work of a stage failed for a reason that may pass: a lost worker, a timeout, a full disk."""
 
 
 class StoppedError(StageError):
     """The run asked the stage to stop and it did, with what it had saved: the next run goes on from there."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _rebuild(kind: type[RegraftError], message: str, where: str, fix: str) -> RegraftError:

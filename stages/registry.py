@@ -18,6 +18,7 @@ from stages.stage import Stage
 METHODS: Final[Mapping[str, str]] = {
     "source.model": "stages.source.model:SourceModel",
     "source.dataset": "stages.source.dataset:SourceDataset",
+    "source.trajectories": "stages.source.trajectories:SourceTrajectories",
     "data.prepare": "stages.data.prepare:PrepareData",
     "data.mix": "stages.data.mix:MixData",
     "data.synthesize_private": "stages.data.synthesize_private:SynthesizePrivate",

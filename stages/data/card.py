@@ -16,7 +16,7 @@ from stages.data.packing import Packer
 FIGURE: Final = "dropped.svg"
 MEANINGS: Final[Mapping[str, str]] = {
     "unreadable": "the row is no text",
-    "empty": "nothing is left after normalising",
+    "empty": "nothing is left after normalising, or of C4's lines",
     "short": "fewer characters than min_characters",
     "long": "more characters than max_characters",
     "bad_words": "holds a word or phrase of the list",
@@ -89,16 +89,12 @@ def drop_table(drops: Drops, rules: Sequence[Rule]) -> list[dict[str, Any]]:
 
 def draw_drops(file: Path, drops: Drops, num_kept: int) -> None:
     """Draw how many documents each reason dropped, beside those kept: logarithmic bars, counts in their labels."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from stages.evaluate.figures import COLOURS, STYLE
+    from stages.figures import COLOURS, figure
 
     dropped = sorted(((count, reason) for reason, count in drops.counts.items() if count), reverse=True)
     bars = [(num_kept, "kept"), *dropped]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 0.9 + 0.28 * len(bars)), layout="constrained")
-        axes = figure.subplots()
+    with figure(file, 7, 0.9 + 0.28 * len(bars)) as made:
+        axes = made.subplots()
         colours = [COLOURS["model"], *[COLOURS["baseline"]] * len(dropped)]
         drawn = axes.barh([reason for _, reason in bars], [count for count, _ in bars], color=colours)
         axes.bar_label(drawn, [f"{count:,} ({count / max(1, drops.num_read):.1%})" for count, _ in bars], padding=3)
@@ -106,4 +102,3 @@ def draw_drops(file: Path, drops: Drops, num_kept: int) -> None:
         axes.invert_yaxis()
         axes.xaxis.set_visible(False)
         axes.grid(visible=False)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,22 +37,26 @@ def evaluation_ngrams(file: Path, n: int, changed: int) -> EvaluationNgrams:  # 
     return EvaluationNgrams(file, n)
 
 
-def collect_ngrams(shards: Iterable[Path], n: int, file: Path) -> tuple[int, int]:
-    """Write the n-grams of the texts in `shards` into `file`.
+@dataclass
+class Collected:
+    """How many evaluation texts were read, and how many cannot be found anywhere."""
 
-    Returns the texts read, and how many of them are shorter than n words and so cannot be found anywhere.
-    """
-    read = short = 0
-    parts = [np.zeros(0, np.uint64)]
-    for text in _texts(shards):
-        hashes = hash_ngrams(hash_words(words_of(text)), n)
-        read, short = read + 1, short + (len(hashes) == 0)
+    read: int = 0
+    short: int = 0
+    """Of fewer than n words."""
+    unreadable: int = 0
+    """Rows that are no text."""
+
+
+def collect_ngrams(shards: Iterable[Path], n: int, file: Path) -> Collected:
+    """Write the n-grams of the texts in `shards` into `file`."""
+    found, parts = Collected(), [np.zeros(0, np.uint64)]
+    for row in (row for shard in shards for rows in read_texts(shard) for row in rows):
+        found.unreadable += bool(row.fault)
+        if row.text is None:
+            continue
+        hashes = hash_ngrams(hash_words(words_of(row.text)), n)
+        found.read, found.short = found.read + 1, found.short + (len(hashes) == 0)
         parts.append(np.unique(hashes))
     np.save(file, np.unique(np.concatenate(parts)))
-    return read, short
-
-
-def _texts(shards: Iterable[Path]) -> Iterator[str]:
-    for shard in shards:
-        for rows in read_texts(shard):
-            yield from (row.text for row in rows if row.text is not None)
+    return found

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from stages.data.corpus import read_documents
+from stages.data.tokenizer import open_tokenizer
 from stages.errors import UserError
 
 Separator = Literal["eos", "blank-line"]
@@ -24,9 +24,7 @@ class Encoder:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = open_tokenizer(directory)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The token ids of each text, int32."""

@@ -16,16 +16,16 @@ from fractions import Fraction
 class Interleaving(Iterator[int]):
     """An endless sequence of indices into `weights` (positive, in any unit), a pure function of them.
 
-    `counts` says how often each has been picked so far: with those of another one the sequence goes on from there.
+    `counts` says how often each has been picked so far.
     """
 
-    def __init__(self, weights: Sequence[Fraction], counts: Sequence[int] = ()) -> None:
+    def __init__(self, weights: Sequence[Fraction]) -> None:
         if not weights or min(weights) <= 0:
             raise ValueError(f"weights must be positive, and there must be some: {list(weights)}")
         self.shares = [Fraction(weight) / sum(weights) for weight in weights]
-        self.counts = list(counts) or [0] * len(weights)
+        self.counts = [0] * len(weights)
         self._slack = slack(len(weights))
-        self._turn = sum(self.counts)
+        self._turn = 0
         self._releases = [self._release(index) for index in range(len(weights))]
         self._deadlines = [self._deadline(index) for index in range(len(weights))]
 

@@ -63,7 +63,7 @@ class MixData(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The datasets are those named, in one window length and tokenizer."""
         data: Sequence[Dataset] = inputs["data"]
-        _check_names([_short(dataset.name) for dataset in data], self.params.datasets)
+        _check_names([dataset.short_name for dataset in data], self.params.datasets)
         for name, dataset in zip(self.params.datasets, data, strict=True):
             for field, value in (("sequence_length", "windows"), ("tokenizer", "tokenizer")):
                 first, own = getattr(data[0].card, field), getattr(dataset.card, field)
@@ -159,9 +159,3 @@ def _check_names(stages: Sequence[str], names: Sequence[str]) -> None:
                 where="data",
                 fix=f"put datasets in the order of the inputs: {listing(list(stages))}",
             )
-
-
-def _short(stage: str) -> str:
-    """`corpus[domain=law]` as `law`; other names as they are."""
-    _, bracket, axes = stage.partition("[")
-    return ", ".join(axis.partition("=")[2] for axis in axes.rstrip("]").split(",")) if bracket else stage

@@ -100,10 +100,17 @@ def _evaluations(params: PrepareDataParams, context: Context) -> tuple[Path | No
         return None, {}
     ngrams, words = folder / "evaluations.npy", params.contamination_words
     shards = [shard for evaluation in evaluations for shard in evaluation.shards]
-    read, short = collect_ngrams(shards, words, ngrams)
-    if short:
-        context.say(f"{short} of {read} evaluation texts have fewer than {words} words: they cannot be looked for")
-    return ngrams, {"evaluation_texts": read, "evaluation_texts_too_short": short}
+    found = collect_ngrams(shards, words, ngrams)
+    for count, what in ((found.short, f"have fewer than {words} words"), (found.unreadable, "are no text")):
+        if count:
+            context.say(
+                f"{count} of {found.read + found.unreadable} evaluation texts {what}: they cannot be looked for"
+            )
+    return ngrams, {
+        "evaluation_texts": found.read,
+        "evaluation_texts_too_short": found.short,
+        "evaluation_texts_unreadable": found.unreadable,
+    }
 
 
 def _portions(shards: Sequence[Path], folder: Path) -> Iterator[Portion]:

@@ -22,6 +22,9 @@ accountant's own error bounds leave open."""
 HALVINGS: int = 6
 """Of the interval that the noise is looked for in: half a percent is left."""
 
+OTHER_RUN: str = "take other steps, batch_documents or delta; see `pip show opacus`: 1.5 or later is expected"
+"""The fix where the accountants say nothing that can be believed."""
+
 History = Sequence[tuple[float, float, int]]
 """Steps that were taken, as Opacus counted them: noise multiplier, sampling rate, and how many."""
 
@@ -84,14 +87,20 @@ def account(history: History, delta: float, target: float) -> Spent:
     """
     found = _ran(history, delta)
     if not (math.isfinite(found.prv) and math.isfinite(found.rdp) and found.prv >= 0):
-        raise StageError(f"the accountants give epsilon {found.prv} and {found.rdp}: nothing is published")
+        raise StageError(
+            f"the accountants give epsilon {found.prv} and {found.rdp}: nothing is published", fix=OTHER_RUN
+        )
     if found.prv > found.rdp * (1 + NUMERIC):
         raise StageError(
             f"the accountants contradict each other: {found.prv:.4g} by privacy random variables exceeds the upper "
-            f"bound {found.rdp:.4g} by Renyi divergences; nothing is published"
+            f"bound {found.rdp:.4g} by Renyi divergences; nothing is published",
+            fix=OTHER_RUN,
         )
     if found.prv > target * (1 + NUMERIC):
-        raise StageError(f"epsilon {found.prv:.4g} was spent, the budget is {target:g}: nothing is published")
+        raise StageError(
+            f"epsilon {found.prv:.4g} was spent, the budget is {target:g}: nothing is published",
+            fix=f"take fewer steps or a smaller batch_documents, or set epsilon to {found.prv:.4g} or more",
+        )
     return found
 
 

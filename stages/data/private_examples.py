@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from stages.data.reading import read_batches
+from stages.data.reading import read_batches, read_documents
 from stages.errors import UserError
 from stages.training.cross_entropy import IGNORED
 
@@ -58,26 +59,27 @@ def encode(
 
 
 def read_rows(data: Dataset, label_field: str | None, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(text, label) of every document; raises UserError when a label is not among `labels`."""
-    rows = list(_rows(data, label_field))
-    if label_field is not None:
-        unknown = next((label for _, label in rows if label not in labels), None)
-        if unknown is not None:
-            raise UserError(
-                f"a document has label {unknown!r} in column {label_field!r}, named are {', '.join(labels)}",
-                where="private",
-                fix="name every label in `labels`, or leave the documents with others out",
-            )
+    """(text, label) of every document; raises UserError when a label is not among `labels`, without telling which."""
+    texts = list(read_documents(data.shards))
+    if label_field is None:
+        return [(text, "") for text in texts]
+    rows = list(zip(texts, _labels(data, label_field), strict=True))
+    if any(label not in labels for _, label in rows):
+        raise UserError(
+            f"a document has a label in column {label_field!r} that is none of {', '.join(labels)}",
+            where="private",
+            fix="name every label in `labels`, or leave the documents with others out",
+        )
     return rows
 
 
-def _rows(data: Dataset, label_field: str | None) -> Iterator[tuple[str, str]]:
-    columns = ["text", *([label_field] if label_field else [])]
+def _labels(data: Dataset, field: str) -> Iterator[str]:
     for shard in data.shards:
-        for batch in read_batches(shard, columns=columns):
-            texts = batch.column("text").to_pylist()
-            labels = batch.column(label_field).to_pylist() if label_field else [""] * len(texts)
-            yield from ((text or "", str(label)) for text, label in zip(texts, labels, strict=True))
+        for batch in read_batches(shard, columns=[field]):
+            column = batch.column(0)
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            values = (column.cast(pa.large_binary()) if is_text else column).to_pylist()
+            yield from (v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from stages.data.private_examples import Examples, Prompt
 from stages.errors import StoppedError
+from stages.evaluate.generation import written
 from stages.training.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Progress = Callable[[float, float, str], None]
 class Plan:
     """How to train; `batch_documents` are in a step on average."""
 
-    rank: int
     learning_rate: float
     clip: float
     noise_multiplier: float
@@ -140,7 +140,6 @@ def _step(wrapped: Any, optimiser: Any, batch: Sequence[Tensor]) -> None:
     optimiser.zero_grad()
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel, prompts: Sequence[Prompt], count: int, length: int, end: int, batch: int, seed: int
 ) -> Iterator[tuple[Prompt, list[list[int]]]]:
@@ -154,18 +153,9 @@ def sample(
             left = count // len(prompts) + (number < count % len(prompts))
             while left:
                 size = min(batch, left)
-                given = torch.tensor([prompt.ids] * size, device=model.device)
-                out_BT = model.generate(
-                    input_ids=given,
-                    attention_mask=torch.ones_like(given),
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    max_new_tokens=length - len(prompt.ids),
-                    eos_token_id=end,
-                    pad_token_id=end,
-                )
+                given_BT = torch.tensor([prompt.ids] * size, device=model.device)
+                room = length - len(prompt.ids)
+                out_BT = written(model, given_BT, room, end, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
                 yield prompt, [_until(row[len(prompt.ids) :], end) for row in out_BT.tolist()]
                 left -= size
 

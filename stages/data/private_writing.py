@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from stages.artifacts import DatasetCard
 from stages.data.private_examples import Prompt, encode, make_prompts, read_rows
 from stages.data.private_training import Plan, adapted, sample, train_privately
+from stages.data.tokenizer import open_tokenizer
 from stages.errors import UserError
 from stages.evaluate.loading import load_for_evaluation
 from stages.evaluate.matching import text_config
@@ -42,7 +43,7 @@ class Learnt:
 def learn(params: SynthesizePrivateParameters, plan: Plan, context: Context) -> Learnt:
     """Train an adapter on input `private`."""
     source, data = context.model("model"), context.dataset("private")
-    tokenizer = Tokenizer.from_file(str(source.path / "tokenizer.json"))
+    tokenizer = open_tokenizer(source.path)
     end = _end_token(source.config)
     prompts = make_prompts(tokenizer, end, params.prompt, params.labels)
     longest = max(len(prompt.ids) for prompt in prompts)

@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import UserError
+from stages.errors import UserError, first_line
 from stages.source.locate import listing
 
 BATCH_DOCUMENTS: Final = 256
@@ -73,7 +73,7 @@ def read_batches(
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{shard} cannot be read at row {number}: {str(error).strip().splitlines()[0]}",
+            f"{shard} cannot be read at row {number}: {first_line(error)}",
             fix="the shard is damaged; run `regraft verify`, and make the dataset again",
         ) from None
 
@@ -121,7 +121,7 @@ def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
             yield table
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{shard} cannot be read: {str(error).strip().splitlines()[0]}",
+            f"{shard} cannot be read: {first_line(error)}",
             fix="the shard is damaged or gone; run `regraft verify`, and make the dataset again",
         ) from None
 

@@ -101,7 +101,9 @@ class Screening:
             text = c4_lines(page)
         found = self._length(text) or self._broken(page, text) or self._worded(text)
         found = found or self._language(text) or self._shared(text)
-        return Verdict(page, *found) if found else Verdict(text)
+        if found:
+            return Verdict(page, *found)
+        return Verdict(text) if text else Verdict(page, "empty", "C4 keeps no line")
 
     def _length(self, text: str) -> Reason | None:
         if len(text) < self.min_characters:
@@ -148,7 +150,7 @@ def normalise(text: str, unicode: str = "NFC", white_space: str = "collapse") ->
         text = unicodedata.normalize(unicode, text)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
-        text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     if white_space == "keep":
         return text if text.strip() else ""
     return (re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text).strip()

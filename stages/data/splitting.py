@@ -1,7 +1,8 @@
 """Which documents are held out: decided by what a document is made of, in whatever order.
 
 A hash of the text would put a copy with its words shuffled, its lines filtered or its spaces collapsed on either side,
-and a model trained on the copy would know the held-out original. So the hash is of how often each character occurs.
+and a model trained on the copy would know the held-out original. So the hash is of how often each byte occurs among
+the UTF-8 bytes of its characters.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 
 def split_key(text: str) -> int:
-    """64 bits that depend on how often each character of `text` occurs, and on nothing else.
+    """64 bits that depend on how often each byte occurs in the UTF-8 of `text`, and on nothing else.
 
     White space, case and the Unicode form do not count. Texts of the same characters have the same key, so they are on
     the same side, whether one is made of the other or not.

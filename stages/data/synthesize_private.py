@@ -168,7 +168,6 @@ class SynthesizePrivate(Stage):
         params, rate = self.params, sampling_rate(count, self.params.batch_documents)
         noise = 0.0 if params.epsilon is None else noise_for(params.epsilon, self.delta(count), rate, params.steps)
         return Plan(
-            rank=params.rank,
             learning_rate=params.learning_rate,
             clip=params.clip,
             noise_multiplier=noise,

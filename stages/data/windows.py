@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -119,7 +120,8 @@ def _rows(dataset: Dataset, name: str) -> Iterator[np.ndarray]:
     for shard in dataset.shards:
         for batch in read_batches(shard, BATCH_ROWS, columns=[name]):
             column = batch.column(0)
-            lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else np.full(len(column), length)
+            fixed = pa.types.is_fixed_size_list(column.type)
+            lengths = np.full(len(column), column.type.list_size) if fixed else np.diff(column.offsets.to_numpy())
             if (lengths != length).any():
                 raise UserError(
                     f"{shard} has a row of {lengths[lengths != length][0]} tokens, dataset.json declares {length}",

@@ -11,6 +11,7 @@ from pydantic import Field
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_one_vocabulary, require_tokens_of
+from stages.evaluate.measured import DISTANCE
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
@@ -52,6 +53,7 @@ class EvaluateDistance(Stage):
         "data": Input(Dataset, schema="tokens"),
     }
     outputs: ClassVar[Mapping[str, Output]] = {"report": Output(Report)}
+    metrics = (*DISTANCE, "num_tokens", "min_layer_cosine")
     params: DistanceParams
 
     def check(self, inputs: Mapping[str, Any]) -> None:

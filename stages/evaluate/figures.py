@@ -6,20 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-STYLE = {
-    "svg.hashsalt": "regraft",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
-COLOURS = {"model": "#0969da", "baseline": "#8c959f"}
+from stages.figures import COLOURS, figure
+
 PANELS = {
     "prefill_seconds": "prefill (s)",
     "decode_tokens_per_second": "decode (tokens/s)",
@@ -30,13 +21,11 @@ PANELS = {
 
 def draw_layers(file: Path, cosine_L: Sequence[float]) -> None:
     """Draw the mean cosine of both models' hidden states at each layer; entry 0 is the embeddings."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        axes = figure.subplots()
+    with figure(file, 7, 3.2) as made:
+        axes = made.subplots()
         axes.plot(range(len(cosine_L)), cosine_L, marker="o", markersize=4, color=COLOURS["model"])
         axes.set(xlabel="layer (0: embeddings)", ylabel="cosine to parent", ylim=(min(0.0, *cosine_L), 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _save(figure, file)
 
 
 def draw_speed(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -44,14 +33,12 @@ def draw_speed(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Lines are medians, bands run from minimum to maximum.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 5.4), layout="constrained")
-        for axes, (key, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    with figure(file, 7, 5.4) as made:
+        for axes, (key, title) in zip(made.subplots(2, 2).flat, PANELS.items(), strict=True):
             for name, colour in COLOURS.items():
                 _line(axes, rows, name, key, colour)
             _label(axes, title, [row["context_length"] for row in rows])
-        figure.axes[0].legend(frameon=False)
-        _save(figure, file)
+        made.axes[0].legend(frameon=False)
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, key: str, colour: str) -> None:
@@ -73,7 +60,3 @@ def _label(axes: Axes, title: str, lengths: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xticks(list(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

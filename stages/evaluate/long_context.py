@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.matching import text_config
-from stages.evaluate.needles_scripts import TASKS, Task
+from stages.evaluate.needles_scripts import LISTING, TASKS, Task
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
@@ -83,6 +83,12 @@ class EvaluateLongContext(Stage):
     Params = LongContextParams
     inputs: ClassVar[Mapping[str, Input]] = {"model": Input(Model), "text": Input(Dataset, schema="text")}
     outputs: ClassVar[Mapping[str, Output]] = {"report": Output(Report)}
+    metrics = (
+        "needle_accuracy",
+        "needle_nll",
+        *(f"{task}_{figure}" for task in TASKS for figure in ("accuracy", "accuracy_*", "nll", "generated")),
+        *(f"{task}_recall" for task in LISTING),
+    )
     paper = "2404.06654"
     params: LongContextParams
 

@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from stages.evaluate.long_context_scoring import Recall
+from stages.evaluate.needles_scripts import LISTING
+from stages.figures import MAP_STYLE, figure
 
 Cell = tuple[str, int, float]
 """Task, length in tokens, depth from 0 to 1."""
-
-LISTING = ("multi_value", "variable_tracking")
-"""Tasks with several answers: some of them can be right."""
 
 
 class Grid:
@@ -88,14 +85,12 @@ def generated(cell: list[Recall]) -> float:
 
 def draw(grid: Grid, file: Path) -> None:
     """Write the heat maps of accuracy as SVG, one for each task; equal grids give equal bytes."""
-    with matplotlib.rc_context({"svg.hashsalt": "regraft", "font.size": 8}):
-        columns = min(2, len(grid.tasks))
-        rows = -(-len(grid.tasks) // columns)
-        width, height = max(3.2, 1.4 + 0.7 * len(grid.lengths)), 1.3 + 0.34 * len(grid.depths)
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    columns = min(2, len(grid.tasks))
+    rows = -(-len(grid.tasks) // columns)
+    width, height = max(3.2, 1.4 + 0.7 * len(grid.lengths)), 1.3 + 0.34 * len(grid.depths)
+    with figure(file, width * columns, height * rows, MAP_STYLE) as made:
         for place, task in enumerate(grid.tasks, start=1):
-            _heat_map(figure.add_subplot(rows, columns, place), grid, task)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            _heat_map(made.add_subplot(rows, columns, place), grid, task)
 
 
 def _heat_map(axes: Axes, grid: Grid, task: str) -> None:

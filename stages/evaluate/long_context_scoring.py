@@ -8,9 +8,10 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stages.errors import UserError
+from stages.evaluate.generation import written
 from stages.evaluate.needles import Probe
 from stages.evaluate.needles_text import Pieces
 from stages.evaluate.prediction import Predictor
@@ -83,14 +84,7 @@ def _continuations(model: PreTrainedModel, pieces: Pieces, probes: list[Probe], 
     ids_BT = torch.tensor([probe.ids[:length] for probe in probes], device=model.device)
     answer = max(len(probe.ids) - length for probe in probes)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    config = GenerationConfig(
-        max_new_tokens=min(2 * answer, limit - length) if limit else 2 * answer,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=eos,
-        pad_token_id=eos[0] if isinstance(eos, list) else eos,
-    )
-    with torch.no_grad():
-        out_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
+    most = min(2 * answer, limit - length) if limit else 2 * answer
+    end = model.generation_config.eos_token_id if model.generation_config else None
+    out_BT = written(model, ids_BT, most, end, do_sample=False)
     return [pieces.decode(row[length:].tolist()) for row in out_BT]

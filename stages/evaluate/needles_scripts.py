@@ -19,6 +19,8 @@ from typing import Final, Literal, get_args
 
 Task = Literal["single", "multi_key", "multi_value", "variable_tracking"]
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
+LISTING: Final = ("multi_value", "variable_tracking")
+"""Tasks with several answers: some of them can be right."""
 
 SPREAD: Final = 0.5
 """Share of the text over which the statements of multi_value and variable_tracking spread, evenly and in order."""

@@ -8,10 +8,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-
 from stages.artifacts import Dataset, Model
-from stages.data.reading import read_batches
+from stages.data.reading import read_documents
+from stages.data.tokenizer import open_tokenizer
 from stages.errors import UserError
 
 ANCHOR = "a"
@@ -24,9 +23,7 @@ class Pieces:
     """A model's tokenizer for texts that are joined as tokens."""
 
     def __init__(self, model: Model) -> None:
-        self._tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = open_tokenizer(model.path)
         self._anchor = self._encode(ANCHOR)
         whole = self._tokenizer.encode(ANCHOR).ids
         self.prefix: list[int] = whole[: _find(self._anchor, whole)]
@@ -116,10 +113,8 @@ class Haystack:
 
 
 def texts_of(dataset: Dataset) -> Iterator[str]:
-    """The documents of a `text` dataset in their order."""
-    for shard in dataset.shards:
-        for batch in read_batches(shard, columns=["text"]):
-            yield from (text for text in batch.column(0).to_pylist() if text and text.strip())
+    """The documents of a `text` dataset in their order, without those of blanks alone."""
+    return (text for text in read_documents(dataset.shards) if text.strip())
 
 
 def _find(part: list[int], whole: list[int]) -> int:

@@ -52,6 +52,7 @@ class EvaluatePerplexity(Stage):
     Params = PerplexityParams
     inputs: ClassVar[Mapping[str, Input]] = {"model": Input(Model), "data": Input(Dataset)}
     outputs: ClassVar[Mapping[str, Output]] = {"report": Output(Report)}
+    metrics = ("perplexity", "byte_perplexity", "bits_per_byte", "num_tokens", "num_bytes", "parameters", "bytes")
     paper = "2210.17323"
     params: PerplexityParams
 

@@ -59,6 +59,10 @@ class EvaluateSpeed(Stage):
     Params = SpeedParams
     inputs: ClassVar[Mapping[str, Input]] = {"model": Input(Model), "baseline": Input(Model)}
     outputs: ClassVar[Mapping[str, Output]] = {"report": Output(Report)}
+    metrics = (
+        *("prefill_seconds", "first_token_seconds", "decode_tokens_per_second", "cache_bytes", "peak_bytes"),
+        *("prefill_ratio", "first_token_ratio", "decode_ratio", "cache_bytes_ratio", "peak_bytes_ratio"),
+    )
     isolated = True
     params: SpeedParams
 

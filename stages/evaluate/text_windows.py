@@ -29,7 +29,8 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from stages.artifacts import Dataset, Model
-from stages.data.reading import read_batches
+from stages.data.reading import read_documents
+from stages.data.tokenizer import open_tokenizer
 from stages.errors import UserError
 
 Protocol = Literal["disjoint", "rolling"]
@@ -65,11 +66,11 @@ def text_windows(model: Model, data: Dataset, window: int, limit: int | None, pr
     With `limit`, the first so many windows; text far behind them is not read. Raises UserError when the text has fewer
     than two tokens.
     """
-    tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = open_tokenizer(model.path)
     wanted = None if limit is None else limit * window
-    text, encoding = _encode(tokenizer, _documents(data), wanted, spare=window, special=protocol == "disjoint")
+    text, encoding = _encode(
+        tokenizer, read_documents(data.shards), wanted, spare=window, special=protocol == "disjoint"
+    )
     prefix = [prefix_token(model.path, tokenizer)] if protocol == "rolling" else []
     ids = (prefix + encoding.ids)[: None if wanted is None else wanted + len(prefix)]
     if len(ids) < 2:
@@ -130,12 +131,6 @@ def _encode(
             target = 2 * size
     text = SEPARATOR.join(parts)
     return text, tokenizer.encode(text, add_special_tokens=special)
-
-
-def _documents(data: Dataset) -> Iterator[str]:
-    for shard in data.shards:
-        for batch in read_batches(shard, columns=["text"]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
 
 
 def _content(token: Any) -> str:

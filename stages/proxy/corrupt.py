@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
@@ -38,21 +39,20 @@ class ProxyCorrupt(Stage):
 
     def run(self, context: Context) -> None:
         """Read, shuffle and write, a batch of documents at a time."""
-        from stages.data.reading import read_batches
+        from stages.data.reading import BATCH_DOCUMENTS, read_documents
         from stages.data.shards import TEXT, ShardWriter
 
         text, out = context.dataset("text"), context.output("dataset")
         counts = {"documents": 0, "shuffled": 0, "bytes": 0}
         with ShardWriter(out, TEXT) as writer:
-            for shard in text.shards:
-                for batch in read_batches(shard, columns=["text"]):
-                    documents = [document or "" for document in batch.column(0).to_pylist()]
-                    spoilt = [shuffled(document, self.params.share, context.seed) for document in documents]
-                    writer.write_texts(spoilt)
-                    counts["documents"] += len(spoilt)
-                    counts["shuffled"] += sum(a != b for a, b in zip(documents, spoilt, strict=True))
-                    counts["bytes"] += sum(len(document.encode()) for document in spoilt)
-                    context.progress(counts["documents"], text.card.num_rows, "documents")
+            left = read_documents(text.shards)
+            while documents := list(islice(left, BATCH_DOCUMENTS)):
+                spoilt = [shuffled(document, self.params.share, context.seed) for document in documents]
+                writer.write_texts(spoilt)
+                counts["documents"] += len(spoilt)
+                counts["shuffled"] += sum(a != b for a, b in zip(documents, spoilt, strict=True))
+                counts["bytes"] += sum(len(document.encode()) for document in spoilt)
+                context.progress(counts["documents"], text.card.num_rows, "documents")
         context.metrics(**counts)
         DatasetCard(
             schema="text",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.evaluate.figures import STYLE
+from stages.figures import figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stages.proxy.ranking import Ranking
     from stages.proxy.record import Trained
     from stages.proxy.table import Table
@@ -25,15 +22,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0969da", "#bf8700", "#1a7f37", "#cf222e", "#8250df", "#57606a", "#bc4c00", "#1b7c83", "#bf3989", "#6e7781")
 Line = tuple[Sequence[float], Sequence[float]]
 """Points: learning rates, and the loss at each."""
-
-
-@contextmanager
-def figure(file: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` by `height` inches, written to `file` at the end."""
-    with matplotlib.rc_context(STYLE):
-        made = Figure(figsize=(width, height), layout="constrained")
-        yield made
-        made.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def draw_domains(file: Path, trained: Trained) -> None:

@@ -30,8 +30,9 @@ class ProxyFitLaw(Stage):
     """Fit Step Law's exponents to the optima of several sweeps, with intervals from a bootstrap over the sweeps.
 
     Reads the reports of `proxy.sweep` at several sizes and budgets, at least four, in which the two do not only vary
-    together. Give the report to input `law` of `proxy.step_law`. The intervals of the factors are wide (the published
-    one of the learning rate spans a factor of 3): predict inside the range, as `proxy.step_law` does.
+    together. The law tells a batch when every sweep varied it. Give the report to input `law` of `proxy.step_law`. The
+    intervals of the factors are wide (the published one of the learning rate spans a factor of 3): predict inside the
+    range, as `proxy.step_law` does.
     """
 
     Params = FitLawParameters
@@ -67,6 +68,9 @@ class ProxyFitLaw(Stage):
         edges = sum(not each["inside"] for each in found)
         if edges:
             context.say(f"{edges} of {len(found)} sweeps have their optimum on the edge: widen them")
+        fixed = sum(cell.batch_tokens is None for cell in cells)
+        if fixed:
+            context.say(f"{fixed} of {len(found)} sweeps did not vary the batch: the law tells none")
         try:
             fit = fit_law(cells, self.params.confidence, self.params.bootstrap, context.seed)
         except ValueError as error:

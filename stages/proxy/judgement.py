@@ -17,7 +17,7 @@ from stages.proxy.judged_table import JudgedTable, judge_table
 from stages.proxy.rank import RankParameters
 from stages.proxy.ranking import Agreement, tuned
 from stages.proxy.record import Trained
-from stages.proxy.table import read_tables, siblings
+from stages.proxy.table import Table, read_tables, siblings
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Judged:
     """All tables, by size and then learning rate, rising."""
 
     tables: tuple[JudgedTable, ...]
+    lone: tuple[Table, ...]
+    """Tables of one recipe, which rank nothing."""
     target: dict[str, float]
     """Losses of the larger model tuned to each recipe, by digest; empty without larger runs."""
 
@@ -46,6 +48,7 @@ class Judged:
     def messages(self) -> list[str]:
         """What a person should read, a line each."""
         lines = [each.line() for each in self.tables]
+        lines += [f"not ranked, {table.label}: it has one recipe, {table.names[0]}" for table in self.lone]
         if self.verdict is None or self.verdict.ranking is None:
             return lines
         table, ranking = self.verdict.table, self.verdict.ranking
@@ -68,7 +71,7 @@ class Judged:
             "recipes": len(verdict.table.recipes),
             "tables": len(self.tables),
             "refused": sum(bool(each.refused) for each in self.tables),
-            "best": len(ranking.best),
+            "best_or_tied": len(ranking.best),
             "tied_share": ranking.tied_share,
             "spread": float(ranking.losses.max() - ranking.losses.min()),
             "learning_rate": verdict.table.first.learning_rate,
@@ -106,7 +109,7 @@ class Judged:
 
 def judge(proxies: Sequence[Report], larger: Sequence[Report], params: RankParameters, seed: int) -> Judged:
     """Judge every table that `proxies` make, against the larger runs. Raises UserError with nothing to rank."""
-    tables, targets = read_tables(proxies), _targets(proxies, larger)
+    tables, targets = read_tables(proxies), _targets(larger)
     least = 1 if params.in_any_case else 2
     if all(len(table.recipes) < least for table in tables):
         raise UserError(
@@ -114,15 +117,15 @@ def judge(proxies: Sequence[Report], larger: Sequence[Report], params: RankParam
             fix="train one proxy a recipe with everything else equal: a matrix over recipes",
         )
     judged = tuple(judge_table(table, tables, targets, params, seed) for table in tables if len(table.recipes) >= least)
-    return Judged(judged, targets[0] if targets else {})
+    lone = tuple(table for table in tables if len(table.recipes) < least)
+    return Judged(judged, lone, targets[0] if targets else {})
 
 
-def _targets(proxies: Sequence[Report], larger: Sequence[Report]) -> list[dict[str, float]]:
+def _targets(larger: Sequence[Report]) -> list[dict[str, float]]:
     """Losses of the larger model by recipe: the mean of the domains, then each domain."""
     if not larger:
         return []
     tables = read_tables(larger)
-    read_tables([proxies[0], larger[0]])  # refuses other domains
     if varied := _varied([table.first for table in tables]):
         told = ", ".join(f"{name} ({' and '.join(values)})" for name, values in varied.items())
         raise UserError(

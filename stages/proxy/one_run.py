@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from stages.artifacts import Dataset
 from stages.proxy.record import Domain, Trained, canonical
 from stages.training.settings import TrainingParameters
-from stages.upcycle.matching import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from stages.proxy.settings import ProxyParameters
+    from stages.proxy.settings import ProxyParameters, ProxyTrainParameters
     from stages.stage import Context
 
 STANDARD_REDUCTION: Final = 30.0
@@ -38,13 +37,16 @@ class Plan:
         return self.standard_rate / self.reduction
 
 
-def plan_of(params: ProxyParameters, optimum: Mapping[str, float] | None) -> Plan:
-    """What `params` say, but the learning rate, reduction and batch of `optimum` where that report tells them."""
-    told = optimum or {}
+def plan_of(params: ProxyTrainParameters, optimum: Mapping[str, float], sequence_length: int) -> Plan:
+    """What `params` say, but the learning rate, reduction and batch of `optimum` where that report tells them.
+
+    The batch is told in tokens: who told it may count windows of another length than `sequence_length`.
+    """
+    batch_tokens = optimum.get("batch_tokens", params.batch_sequences * sequence_length)
     return Plan(
-        standard_rate=told.get("learning_rate", params.learning_rate),
-        reduction=params.reduction or told.get("reduction", STANDARD_REDUCTION),
-        batch_sequences=max(1, round(told.get("batch_sequences", params.batch_sequences))),
+        standard_rate=optimum.get("learning_rate", params.learning_rate),
+        reduction=params.reduction or optimum.get("reduction", STANDARD_REDUCTION),
+        batch_sequences=max(1, round(batch_tokens / sequence_length)),
     )
 
 
@@ -77,9 +79,12 @@ class Finished:
 
 
 def train_proxy(
-    params: ProxyParameters, plan: Plan, context: Context, evaluations: int, out: Path | None = None
+    params: ProxyParameters, plan: Plan, context: Context, evaluations: int, cache: Path, out: Path | None = None
 ) -> Finished:
-    """Train a proxy on input `data` of `context` and measure it on `validation`, resuming from its scratch."""
+    """Train a proxy on input `data` of `context` and measure it on `validation`, resuming from its scratch.
+
+    `cache` is for the decoded windows, which the proxies of one stage share.
+    """
     from stages.proxy.training import ProxyTraining
     from stages.training.launch import run_training
 
@@ -92,7 +97,7 @@ def train_proxy(
         data=data,
         validation=validation,
         seed=context.seed,
-        cache=context.scratch / "windows",
+        cache=cache,
         num_steps=num_steps,
         results=context.scratch / "evaluations.json",
         out=out,
@@ -102,7 +107,7 @@ def train_proxy(
     curve[num_steps] = [figures[f"final_{number}"] for number in range(len(validation))]
     initial = [figures[f"initial_{number}"] for number in range(len(validation))]
     trained = Trained(
-        recipe=short_name(data.name) or "data",
+        recipe=data.short_name or "data",
         digest=digest_of(data),
         learning_rate=plan.learning_rate,
         reduction=plan.reduction,
@@ -132,7 +137,7 @@ def trained_details(trained: Trained) -> dict[str, Any]:
 
 def domain_names(validation: Sequence[Dataset]) -> list[str]:
     """What people call the held-out datasets: the arm of a matrix by its values, else the stage; numbered if alike."""
-    names = [short_name(each.name) or "text" for each in validation]
+    names = [each.short_name or "text" for each in validation]
     return [name if names.count(name) == 1 else f"{name} {index}" for index, name in enumerate(names)]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.errors import UserError
+from stages.errors import DivergedError, UserError
 from stages.proxy.checks import check_proxy_inputs
 from stages.proxy.one_run import Plan, train_proxy
 from stages.proxy.settings import ProxyParameters
@@ -21,7 +21,7 @@ from stages.training.preflight import require_training_tools
 
 
 class ProbeParameters(ProxyParameters):
-    """The proxy, as for `proxy.train`, and the rates to try. Of the schedule only what the runs to come have counts."""
+    """The proxy, as for `proxy.train`, and the rates to try. The schedule is that of the runs to come."""
 
     tokens: Annotated[int, Field(ge=1)] = 200_000
     """Tokens of each probe, at a constant learning rate; rounded up to a multiple of `ratio` steps."""
@@ -43,6 +43,10 @@ class ProbeParameters(ProxyParameters):
         highest = self.lowest_rate * self.ratio ** (self.num_rates - 1)
         if highest > 1:
             raise ValueError(f"the last probe would have learning rate {highest:.3g}, expected at most 1")
+        if self.learning_rate != type(self).model_fields["learning_rate"].default:
+            raise ValueError(
+                "learning_rate: the probes have rates of their own; set `lowest_rate`, `ratio`, `num_rates`"
+            )
         return self
 
     def smoke(self) -> Self:
@@ -92,8 +96,15 @@ class ProxyProbe(Stage):
         from stages.proxy.window import find_window
 
         probes, curves = self._probe(context)
-        window = find_window(probes, self._longer(context), self.params.tolerance, self.params.least_share)
-        if window.best == probes.rates[-1]:
+        try:
+            window = find_window(probes, self._longer(context), self.params.tolerance, self.params.least_share)
+        except ValueError as error:
+            raise UserError(
+                str(error),
+                where="data",
+                fix="lower `lowest_rate`, or look at whether data and validation are of one kind",
+            ) from None
+        if window.best == probes.rates[-1] and len(probes.rates) == self.params.num_rates:
             context.say("the loss still falls at the highest rate: raise `num_rates`")
         if window.lowest > window.highest:
             more = window.lowest / window.highest
@@ -113,6 +124,7 @@ class ProxyProbe(Stage):
         lines = {early: (probes.rates, probes.early), "after all steps": (probes.rates, probes.late)}
         draw_rates(context.output("report") / "window.svg", lines, {"standard": window.best}, shown)
         details = {
+            "optimum": {name: figures[name] for name in ("learning_rate", "reduction")},
             "probes": curves,
             "drift_error": probes.drift_error().tolist(),
             "parameters": self.params.identity(),
@@ -129,24 +141,43 @@ class ProxyProbe(Stage):
         for number in range(params.num_rates):
             rate = params.lowest_rate * params.ratio**number
             context.say(f"probe {number + 1} of {params.num_rates}: learning rate {rate:.3g}")
-            rows.append(self._one(context, rate, context.scratch / f"probe-{number}"))
+            row = self._one(context, rate, context.scratch / f"probe-{number}")
+            if row is None:
+                context.say(f"training diverges at learning rate {rate:.3g}: no higher one is tried")
+                break
+            rows.append(row)
+        if len(rows) < 2:
+            raise UserError(
+                f"training diverges at learning rate {params.lowest_rate * params.ratio ** len(rows):.3g}, and two "
+                "probes below it are needed to compare",
+                fix=f"lower lowest_rate: {params.lowest_rate:g}",
+            )
         columns = {name: np.array([row[name] for row in rows]) for name in ("rate", "early", "late")}
         probes = Probes(columns["rate"], columns["early"], columns["late"], rows[0]["initial"], params.ratio)
         return probes, rows
 
-    def _one(self, context: Context, rate: float, scratch: Path) -> dict[str, Any]:
-        """The losses of one probe; one that a stopped run had finished is not trained again."""
+    def _one(self, context: Context, rate: float, scratch: Path) -> dict[str, Any] | None:
+        """The losses of one probe, None where they are no numbers; one that a stopped run had finished is not trained
+        again.
+        """
         done = scratch / "done.json"
         if done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
         own = replace(context, scratch=scratch)
         tokens = self._num_steps(context) * self._step_tokens(context.dataset("data"))
         constant = self.params.replaced(schedule="constant", warmup_fraction=0.0, tokens=tokens)
-        finished = train_proxy(constant, Plan(rate, 1.0, self.params.batch_sequences), own, self.params.ratio)
-        curve = finished.trained.curve
+        plan, cache = Plan(rate, 1.0, self.params.batch_sequences), context.scratch / "windows"
+        try:
+            curve = train_proxy(constant, plan, own, self.params.ratio, cache).trained.curve
+        except DivergedError:
+            return None
         row = {"rate": rate, "initial": curve[0][1], "early": curve[1][1], "late": curve[-1][1], "curve": curve}
+        if not all(math.isfinite(row[name]) for name in ("early", "late")):
+            return None
         scratch.mkdir(parents=True, exist_ok=True)
-        done.write_text(json.dumps(row), encoding="utf-8")
+        part = done.with_suffix(".part")
+        part.write_text(json.dumps(row), encoding="utf-8")
+        part.replace(done)
         return row
 
     def _longer(self, context: Context) -> float:

@@ -62,7 +62,7 @@ class ProxyRank(Stage):
         "recipes",
         "tables",
         "refused",
-        "best",
+        "best_or_tied",
         "tied_share",
         "seed_noise",
         "spread",
@@ -77,10 +77,9 @@ class ProxyRank(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """Reports of proxies, measured on the same domains."""
-        from stages.proxy.record import Trained
+        from stages.proxy.table import read_tables
 
-        for report in [*inputs["proxies"], *(inputs.get("larger") or ())]:
-            Trained.of(report)
+        read_tables([*inputs["proxies"], *(inputs.get("larger") or ())])
 
     def run(self, context: Context) -> None:
         """Sort the reports into tables, refuse, rank, compare, draw and report."""

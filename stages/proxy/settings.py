@@ -26,18 +26,11 @@ class ProxyParameters(TrainingParameters):
     """Channels of its feed-forward parts; 8/3 of `hidden_size`, in multiples of 8, without it."""
     tie_embeddings: bool = True
     """Whether it reads and predicts with one embedding."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """The standard peak learning rate of AdamW: what one would train with, from `proxy.sweep` or `proxy.step_law`."""
-    reduction: Annotated[float, Field(ge=1)] | None = None
-    """What the standard learning rate is divided by, warm-up and fall with it (arXiv 2512.24503: 10 to 100). 1: the
-    standard rate. Without it that of input `optimum`, if it tells one, else 30."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Decoupled weight decay of matrices; vectors (norms, biases) never decay."""
     precision: Precision = "fp32"
     """Arithmetic of forward and backward. Proxies differ by less than bfloat16 rounds, so float32 unless they are
     large; weights accumulate in float32 in any case."""
-    evaluations: Annotated[int, Field(ge=1)] = 8
-    """Evaluations on the held-out text while training, evenly spaced; the last is at the end."""
     validation_windows: Annotated[int, Field(ge=1)] = 64
     """Windows of each held-out dataset that are measured, evenly spaced over it."""
 
@@ -49,7 +42,9 @@ class ProxyParameters(TrainingParameters):
                 "positions need"
             )
         if self.evaluate_every:
-            raise ValueError("evaluate_every: a proxy's curve is part of its result; set `evaluations` instead")
+            raise ValueError(
+                "evaluate_every: a proxy's curve is part of its result; `evaluations` of proxy.train sets it"
+            )
         return self
 
     @property
@@ -59,8 +54,24 @@ class ProxyParameters(TrainingParameters):
 
     def smoke(self) -> Self:
         """A narrow model of two layers, a few steps; a little more of both for more, so that sizes stay apart."""
-        few = {"evaluations": min(self.evaluations, 2), "validation_windows": min(self.validation_windows, 4)}
+        few = {"validation_windows": min(self.validation_windows, 4)}
         shape = {"num_layers": min(self.num_layers, 2), "num_heads": 2, "intermediate_size": None}
         width = {"hidden_size": min(self.hidden_size // 4 * 4, 4 * self.hidden_size.bit_length())}
         tokens = {"tokens": min(self.tokens, 64 * self.tokens.bit_length())}
         return super().smoke().replaced(**shape, **width, **tokens, **few)
+
+
+class ProxyTrainParameters(ProxyParameters):
+    """A proxy, the rate that it is trained at, and how often it is measured."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """The standard peak learning rate of AdamW: what one would train with, from `proxy.sweep` or `proxy.step_law`."""
+    reduction: Annotated[float, Field(ge=1)] | None = None
+    """What the standard learning rate is divided by, warm-up and fall with it (arXiv 2512.24503: 10 to 100). 1: the
+    standard rate. Without it that of input `optimum`, if it tells one, else 30."""
+    evaluations: Annotated[int, Field(ge=1)] = 8
+    """Evaluations on the held-out text while training, evenly spaced; the last is at the end."""
+
+    def smoke(self) -> Self:
+        """The same with two evaluations."""
+        return super().smoke().replaced(evaluations=min(self.evaluations, 2))

@@ -64,7 +64,7 @@ class ProxyStepLaw(Stage):
 
     def run(self, context: Context) -> None:
         """Evaluate the law and report."""
-        from stages.proxy.law import STEP_LAW, clamped, whole_sequences
+        from stages.proxy.law import STEP_LAW, clamped
 
         law = STEP_LAW if context.inputs.get("law") is None else law_of(context.report("law"))
         size = self.params.parameters or count_parameters(context.model("model").path)
@@ -75,18 +75,28 @@ class ProxyStepLaw(Stage):
         for name in outside:
             context.say(_warning(name, asked[name], allowed[name], self.params.extrapolate))
         used = asked if self.params.extrapolate else inside
-        batch = law.batch(used["tokens"])
+        rate, batch = law.learning_rate(**used), self._batch(law.batch(used["tokens"]))
+        if not batch:
+            context.say("the law tells no batch: its sweeps did not vary it")
         figures = {
-            "learning_rate": law.learning_rate(**used),
-            "batch_tokens": batch,
-            "batch_sequences": whole_sequences(batch, self.params.sequence_length),
+            "learning_rate": rate,
+            **batch,
             **asked,
             "clamped": float(bool(outside) and not self.params.extrapolate),
         }
         context.metrics(**figures)
         details = {"outside": outside, "range": allowed, "law": law.__dict__, "own_law": law is not STEP_LAW}
+        details["optimum"] = {name: figures[name] for name in ("learning_rate", "batch_tokens") if name in figures}
         details["parameters"] = self.params.identity()
         write_report(context.output("report"), "Step Law", figures, details)
+
+    def _batch(self, tokens: float | None) -> dict[str, float]:
+        """The batch in tokens and in whole sequences, where the law tells one."""
+        from stages.proxy.law import whole_sequences
+
+        if tokens is None:
+            return {}
+        return {"batch_tokens": tokens, "batch_sequences": whole_sequences(tokens, self.params.sequence_length)}
 
 
 def law_of(report: Report) -> Any:

@@ -93,7 +93,9 @@ def _convex(design_PC: np.ndarray, losses_P: np.ndarray, num_axes: int) -> np.nd
     """Least squares with a curvature that has no negative eigenvalue, by alternating projections (ADMM)."""
     weight_C = np.zeros(design_PC.shape[1])
     gram = design_PC.T @ design_PC
-    weight_C[1 + num_axes :] = np.diag(gram)[1 + num_axes :].mean()
+    # An entry beside the diagonal is in the matrix twice: so weighted, clipping eigenvalues is the projection.
+    rows, columns = np.triu_indices(num_axes)
+    weight_C[1 + num_axes :] = np.diag(gram)[1 + num_axes :].mean() * np.where(rows == columns, 1, 2)
     left, right = gram + np.diag(weight_C), design_PC.T @ losses_P
     kept, dual = np.zeros_like(weight_C), np.zeros_like(weight_C)
     for _ in range(ROUNDS):

@@ -48,7 +48,7 @@ class ProxySweep(Stage):
     params: SweepParameters
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """Runs of one recipe, one size and one budget, at three learning rates or more."""
+        """Runs of one recipe, one size and one budget, at four learning rates or more, or at three by three batches."""
         from stages.proxy.record import Trained
 
         _require_sweep([Trained.of(report) for report in inputs["proxies"]])
@@ -81,11 +81,18 @@ class ProxySweep(Stage):
             "parameters": first.parameters,
             "tokens": first.tokens,
             "learning_rate": figures["learning_rate"],
-            "batch_tokens": figures["batch_tokens"],
+            "batch_tokens": figures["batch_tokens"] if 1 in swept.varied else None,
             "inside": bool(figures["inside"]),
         }
+        optimum = {name: figures[name] for name in ("learning_rate", "batch_tokens")}
         points = {batch: list(zip(*line, strict=True)) for batch, line in lines.items()}
-        details = {"sweep": sweep, "points": points, "parameters": self.params.identity(), "figures": ["sweep.svg"]}
+        details = {
+            "sweep": sweep,
+            "optimum": optimum,
+            "points": points,
+            "parameters": self.params.identity(),
+            "figures": ["sweep.svg"],
+        }
         write_report(context.output("report"), "Sweep of learning rate and batch", figures, details)
 
 

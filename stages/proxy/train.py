@@ -9,12 +9,9 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.proxy.checks import check_proxy_inputs
 from stages.proxy.one_run import plan_of, train_proxy, trained_details
-from stages.proxy.settings import ProxyParameters
+from stages.proxy.settings import ProxyTrainParameters
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
-
-TOLD = ("learning_rate", "batch_sequences", "reduction")
-"""Figures of an `optimum` that take the place of parameters."""
 
 
 class ProxyTrain(Stage):
@@ -26,7 +23,7 @@ class ProxyTrain(Stage):
     `optimum`, a report of `proxy.step_law`, `proxy.sweep` or `proxy.probe`, its learning rate and batch are used.
     """
 
-    Params = ProxyParameters
+    Params = ProxyTrainParameters
     inputs: ClassVar[Mapping[str, Input]] = {
         "model": Input(Model),
         "data": Input(Dataset, schema="tokens"),
@@ -41,7 +38,9 @@ class ProxyTrain(Stage):
         "validation_*",
         "initial_loss",
         "fall",
-        *TOLD,
+        "learning_rate",
+        "batch_sequences",
+        "reduction",
         "epochs",
         "parameters",
         "non_embedding_parameters",
@@ -49,7 +48,7 @@ class ProxyTrain(Stage):
         "peak_memory_gib",
     )
     paper = "2512.24503"
-    params: ProxyParameters
+    params: ProxyTrainParameters
 
     def preflight(self) -> None:
         """The packages that training imports are there."""
@@ -66,9 +65,11 @@ class ProxyTrain(Stage):
         from stages.proxy.figures import draw_domains
 
         optimum = context.inputs.get("optimum")
-        plan = plan_of(self.params, None if optimum is None else optimum_of(optimum))
+        length = context.dataset("data").card.sequence_length
+        plan = plan_of(self.params, {} if optimum is None else optimum_of(optimum), length)
         context.say(f"learning rate {plan.learning_rate:.3g}: {plan.standard_rate:.3g} / {plan.reduction:g}")
-        finished = train_proxy(self.params, plan, context, self.params.evaluations, context.output("model"))
+        cache, out = context.scratch / "windows", context.output("model")
+        finished = train_proxy(self.params, plan, context, self.params.evaluations, cache, out)
         trained, figures = finished.trained, finished.figures()
         if trained.epochs > 1:
             context.say(f"the data is seen {trained.epochs:.1f} times; what is known of small rates assumes once")
@@ -79,12 +80,15 @@ class ProxyTrain(Stage):
 
 
 def optimum_of(report: Report) -> dict[str, float]:
-    """What `report` tells of `TOLD`. Raises UserError when it tells no standard learning rate."""
-    metrics, title = report.content.get("metrics", {}), report.content.get("title")
-    if "learning_rate" not in metrics or "proxy" in report.content.get("details", {}):
+    """What `report` tells in the place of parameters: `learning_rate`, maybe `batch_tokens` and `reduction`.
+
+    Raises UserError for the report of a stage that looks for none of these.
+    """
+    found = report.content.get("details", {}).get("optimum")
+    if found is None:
         raise UserError(
-            f"the report {title!r} tells no standard learning rate, but {', '.join(sorted(metrics)) or 'nothing'}",
+            f"the report {report.content.get('title')!r} tells no standard learning rate",
             where="optimum",
             fix="give the report of `proxy.step_law`, `proxy.sweep` or `proxy.probe`",
         )
-    return {name: metrics[name] for name in TOLD if name in metrics}
+    return found

@@ -53,10 +53,16 @@ def find_window(probes: Probes, longer: float, tolerance: float, least_share: fl
     """The window for runs whose sum of learning rates is `longer` times that of a probe at the same peak.
 
     `tolerance` bounds the drift error, `least_share` the fall as a share of the best probe's. A rate whose slower
-    neighbour did not fall by a fiftieth of the best is not judged: there is nothing to compare yet.
+    neighbour did not fall by a fiftieth of the best is not judged: there is nothing to compare yet. Raises ValueError
+    when the loss falls at no rate.
     """
     best = int(np.argmin(probes.late))
     falls = probes.initial - probes.late
+    if falls[best] <= 0:
+        raise ValueError(
+            f"the loss falls at none of the learning rates {probes.rates[0]:.3g} to {probes.rates[-1]:.3g}: from "
+            f"{probes.initial:.4g} to {probes.late[best]:.4g} at best"
+        )
     judged = falls[:-1] > falls[best] / 50
     agrees = ~judged | (probes.drift_error() <= tolerance)
     last = int(np.argmin(agrees)) if not agrees.all() else len(agrees)

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from stages.evaluate.figures import COLOURS, STYLE
+from stages.figures import COLOURS, figure
 
 if TYPE_CHECKING:
     from stages.quantize.comparison import Setting
@@ -25,9 +23,8 @@ def draw_restoration(file: Path, bytes_K: Sequence[float], gains_K: Sequence[flo
 
     Both start at 0 for none. `knee` and `chosen` are the numbers of corrections at the knee and within the budget.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
-        axes = figure.subplots()
+    with figure(file, 7, 3.6) as drawn:
+        axes = drawn.subplots()
         sizes, shares = [size / 2**20 for size in bytes_K], [gain / (gains_K[-1] or 1) for gain in gains_K]
         axes.plot(sizes, shares, color=COLOURS["model"])
         axes.plot((sizes[0], sizes[-1]), (shares[0], shares[-1]), color=COLOURS["baseline"], linestyle=":")
@@ -35,14 +32,12 @@ def draw_restoration(file: Path, bytes_K: Sequence[float], gains_K: Sequence[flo
         axes.axvline(sizes[chosen], color=COLOURS["baseline"], label=f"budget: {chosen} groups")
         axes.set(xlabel="added (MiB)", ylabel="share of the gain of all groups")
         axes.legend(frameon=False, loc="lower right")
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def draw_front(file: Path, made: Sequence[Setting], best: Sequence[Setting]) -> None:
     """Draw mean perplexity over file size of every setting, the seeds' range as a bar, and the front as a line."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-        axes = figure.subplots()
+    with figure(file, 7.5, 4.4) as drawn:
+        axes = drawn.subplots()
         axes.plot(*_places(best), color=COLOURS["baseline"], drawstyle="steps-post", zorder=1, label="Pareto front")
         axes.axhline(made[0].mean("parent_perplexity"), color=COLOURS["baseline"], linestyle=":", label="parent")
         for each in made:
@@ -54,7 +49,6 @@ def draw_front(file: Path, made: Sequence[Setting], best: Sequence[Setting]) -> 
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _draw_setting(axes: Axes, each: Setting) -> None:

@@ -32,7 +32,7 @@ Progress = Callable[[float, float, str], None]
 
 @dataclass(frozen=True)
 class Counts:
-    """What a written checkpoint holds; tied tensors count once."""
+    """What the files of a checkpoint hold: tied tensors count as often as they are stored, packed ones as packed."""
 
     num_parameters: int
     num_bytes: int

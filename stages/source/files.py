@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
@@ -52,12 +53,13 @@ def dataset_files(text: str) -> list[Path]:
 
 def of_one_kind(files: list[AnyFile], text: str) -> list[AnyFile]:
     """The files, if all hold records of one kind or all are documents. Raises UserError."""
-    kinds = sorted({kind_of(file.name) for file in files})
+    kinds = Counter(sorted(kind_of(file.name) for file in files))
+    told = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     if not KINDS.issuperset(kinds):
-        raise UserError(f"{text!r} has {' and '.join(kinds)} files", fix=f"readable are {READABLE}")
+        raise UserError(f"{text!r} has {told} files", fix=f"readable are {READABLE}")
     if len(kinds) > 1 and not TEXTS.issuperset(kinds):
-        folder = _split_glob(text)[0].rstrip("/")
-        raise UserError(f"{text!r} mixes {' and '.join(kinds)} files", fix=f"choose with a glob: {folder}/*{kinds[0]}")
+        folder, commonest = _split_glob(text)[0].rstrip("/"), kinds.most_common(1)[0][0]
+        raise UserError(f"{text!r} mixes {told} files", fix=f"choose with a glob: {folder}/*{commonest}")
     return files
 
 

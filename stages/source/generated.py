@@ -1,4 +1,5 @@
-"""Sources made on the spot, for `regraft run --smoke` and for trying things out: `generated:llama`, `generated:text`.
+"""Sources made on the spot, for `regraft run --smoke` and for trying things out: `generated:llama`, `generated:text`,
+`generated:trajectories`.
 
 Each is a pure function of its seed, needs no network, and takes well under a second.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from stages.errors import UserError
 
@@ -15,6 +16,8 @@ GENERATED_MODEL: Final = "generated:llama"
 """A random Llama of two narrow layers, with a byte-level tokenizer and a chat template."""
 GENERATED_TEXT: Final = "generated:text"
 """Documents of English-looking sentences with a learnable grammar."""
+GENERATED_TRAJECTORIES: Final = "generated:trajectories"
+"""Conversations in which a word of a sentence is asked for and given, in the format of agents."""
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -81,6 +84,12 @@ def generated_text(num_documents: int = 64, seed: int = 0) -> list[str]:
     return [generated_document(rng) for _ in range(num_documents)]
 
 
+def generated_trajectories(num_conversations: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+    """Records as `source.trajectories` reads them, all of them right."""
+    rng = random.Random(seed)
+    return [_generated_conversation(rng) for _ in range(num_conversations)]
+
+
 def generated_document(rng: random.Random) -> str:
     """One document of 6 to 14 sentences."""
     return " ".join(_sentence(rng) for _ in range(rng.randint(6, 14)))
@@ -145,6 +154,15 @@ def generated_model(
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(directory)
     return generated_tokenizer(directory, vocab_size=vocab_size)
+
+
+def _generated_conversation(rng: random.Random) -> dict[str, Any]:
+    sentence = _sentence(rng)
+    answer = sentence.split()[1]
+    turn = f"<think>The second word is {answer}.</think>\n<answer>{answer}</answer>"
+    said = {"system": "Answer in one word.", "user": f"Which word comes second? {sentence}", "assistant": turn}
+    messages = [{"role": role, "content": content} for role, content in said.items()]
+    return {"messages": messages, "answers": [answer], "reward": 1.0, "kind": "generated"}
 
 
 def _sentence(rng: random.Random) -> str:

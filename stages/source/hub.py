@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from stages.errors import StageError, UserError
+from stages.errors import StageError, UserError, first_line
 from stages.source.locate import HubReference, nearest
 
 MODEL_FILES: Final = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md")
@@ -80,7 +80,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
 def refused(reference: HubReference, error: Exception) -> UserError:
     """What to tell when the hub answers, but not with the files."""
     return UserError(
-        f"{reference}: {endpoint()} answers: {str(error).strip().splitlines()[0]}",
+        f"{reference}: {endpoint()} answers: {first_line(error)}",
         fix="check the name and the revision; for a private or gated repository run `hf auth login`",
     )
 
@@ -88,6 +88,6 @@ def refused(reference: HubReference, error: Exception) -> UserError:
 def unreachable(reference: HubReference, error: Exception) -> StageError:
     """What to tell when the hub cannot be reached: it may be tomorrow, so the stage may be retried."""
     return StageError(
-        f"{reference}: {endpoint()} cannot be reached: {str(error).strip().splitlines()[0]}",
+        f"{reference}: {endpoint()} cannot be reached: {first_line(error)}",
         fix="check the network, or set HF_ENDPOINT to a mirror; a model on disk works as a local path",
     )

@@ -22,7 +22,8 @@ class SourceModelParams(Parameters):
     (a commit or a tag), a local directory or .gguf file, which counts by its content wherever it lies, or
     `generated:llama`, a random model of two narrow layers to try a pipeline with."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type to store floating weights in. A checkpoint that is quantised already keeps its own."""
+    """Type to store floating weights in, those of a GGUF once dequantised. A checkpoint whose config says that it is
+    quantised keeps its own."""
     trust_remote_code: bool = False
     """Accept a model whose architecture is code in its own directory. The code is copied here, not run."""
 
@@ -34,8 +35,9 @@ class SourceModelParams(Parameters):
 class SourceModel(Stage):
     """Read a pretrained causal language model from an installed package, a hub or local files.
 
-    Writes bfloat16 safetensors, the tokenizer and the chat template, so that plain `transformers` loads it. GGUF is
-    dequantised once. Pickled weights are never read. The report names the source and the licence it declares.
+    Writes safetensors, in bfloat16 unless told otherwise, the tokenizer and the chat template, so that plain
+    `transformers` loads it. GGUF is dequantised once. Pickled weights are never read. The report names the source and
+    the licence it declares.
     """
 
     Params = SourceModelParams

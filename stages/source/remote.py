@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from stages.errors import RegraftError, StageError, UserError
+from stages.errors import RegraftError, StageError, UserError, first_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
+VERSIONS: Final = ("etag", "ETag", "Content-MD5", "Digest", "Last-Modified")
+"""What a storage may say of a file's version, the best first; without any, fsspec's own key of what it knows counts."""
+
+
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file by its URL, and what its storage says of its version: an ETag, where there are any."""
+    """A file by its URL, and what its storage says of its version, see `VERSIONS`."""
 
     url: str
     version: str
@@ -39,6 +43,8 @@ class RemoteFile:
                 filesystem.get_file(path, str(file))
         except FileNotFoundError:
             raise UserError(f"{self.url} is gone since the run began", fix="put it back, or plan again") from None
+        except UserError:
+            raise
         except Exception as error:
             raise _unreachable(self.url, error) from error
         if found != self.version:
@@ -58,6 +64,8 @@ def remote_files(url: str) -> list[RemoteFile]:
         versions = {name: _version(filesystem, name) for name in files}
     except FileNotFoundError:
         files, versions = [], {}
+    except UserError:
+        raise
     except Exception as error:
         raise _unreachable(url, error) from error
     if not files:
@@ -77,12 +85,18 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _version(filesystem: Any, path: str) -> str:
+    """Raises UserError for a web server that tells none: its files would never count as changed."""
     info = filesystem.info(path)
-    return str(info.get("ETag") or info.get("etag") or filesystem.ukey(path)).strip('"')
+    told = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+    if not told and path.startswith(("http:", "https:")):
+        raise UserError(
+            f"the server of {path} tells no version of it ({', '.join(VERSIONS[1:])}): a change could not be seen",
+            fix="download it, and name the local file",
+        )
+    return (told or str(filesystem.ukey(path))).strip('"')
 
 
 def _unreachable(url: str, error: Exception) -> RegraftError:
-    told = str(error).strip() or type(error).__name__
     return StageError(
-        f"{url} cannot be read: {told.splitlines()[0]}", fix="check the network, the address and the credentials"
+        f"{url} cannot be read: {first_line(error)}", fix="check the network, the address and the credentials"
     )

@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from stages.errors import StoppedError, UserError
+from stages.errors import DivergedError, StoppedError, UserError
 from stages.training import checkpoints
 from stages.training.engine import build_engine, clipped_norm, full_weights, set_learning_rate
 from stages.training.order import global_batch, micro_batches, step_seed, worker_share
@@ -142,7 +142,7 @@ class _Loop:
 
     def _require_finite(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise UserError(
+            raise DivergedError(
                 f"the {what} became {value} at step {step + 1} of {self.num_steps}; the last loss was {self.loss:.4g}",
                 fix="lower `learning_rate` or lengthen `warmup_fraction`; if it is the first step, check the data",
             )

@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tokenizers import Tokenizer
-
 from stages.artifacts import Model
+from stages.data.tokenizer import open_tokenizer
 from stages.errors import UserError
 from stages.evaluate.needles import counterfactual, make_probe
 from stages.evaluate.needles_scripts import Task
@@ -116,7 +115,7 @@ class Words:
     """The tokens of a text that are whole words, or their beginnings: a blank and at least three letters."""
 
     def __init__(self, model: Model, text: list[int]) -> None:
-        tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
+        tokenizer = open_tokenizer(model.path)
         self._known = {token for token in set(text) if _is_word(tokenizer.id_to_token(token))}
         self._pool = [token for token in text if token in self._known]
         if len(self._known) < 3:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from stages.evaluate.figures import STYLE
+from stages.figures import STYLE, figure
 
 ANNOTATED_EXPERTS = 16
 """Experts up to which every cell has its number."""
@@ -22,13 +20,11 @@ def draw_heat_map(file: Path, domains: Sequence[str], panels: Sequence[tuple[str
     """
     largest = max(share for _, rows in panels for row in rows for share in row)
     widest = max(len(rows[0]) for _, rows in panels)
-    size = (1.8 + len(panels) * max(2.4, 0.55 * widest), 1.5 + 0.45 * len(domains))
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=size, layout="constrained")
+    width, height = 1.8 + len(panels) * max(2.4, 0.55 * widest), 1.5 + 0.45 * len(domains)
+    with figure(file, width, height, {**STYLE, "axes.grid": False}) as made:
         for number, panel in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), number + 1)
+            axes = made.add_subplot(1, len(panels), number + 1)
             _draw(axes, domains if number == 0 else [""] * len(domains), *panel, largest)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _draw(axes: Axes, domains: Sequence[str], title: str, rows: Sequence[Sequence[float]], largest: float) -> None:

@@ -73,13 +73,7 @@ def check_one_length(data: Mapping[str, Dataset]) -> None:
 
 def expert_names(models: Mapping[str, Model]) -> list[str]:
     """What people call the models: the arm of a matrix by its values, another stage by its name, else the role."""
-    return [short_name(model.name) or role for role, model in models.items()]
-
-
-def short_name(stage: str) -> str:
-    """`branch[domain=law]` as `law`; other names as they are."""
-    _, bracket, axes = stage.partition("[")
-    return ", ".join(axis.partition("=")[2] for axis in axes.rstrip("]").split(",")) if bracket else stage
+    return [model.short_name or role for role, model in models.items()]
 
 
 def _differences(seed: Model, model: Model) -> list[tuple[str, Any, Any]]:

@@ -16,7 +16,7 @@ from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
-from stages.upcycle.matching import check_one_length, short_name
+from stages.upcycle.matching import check_one_length
 from stages.upcycle.routing import experts_per_token
 
 FIGURE = "token-domains-by-expert.svg"
@@ -118,9 +118,7 @@ class UpcycleMix(Stage):
         context.metrics(**figures, **result.cost)
         details = {
             **result.details(self.params, context.seed),
-            "domains": [
-                {"name": short_name(data.name) or "text", **each} for data, each in zip(domains, loads, strict=True)
-            ],
+            "domains": [{"name": data.short_name or "text", **each} for data, each in zip(domains, loads, strict=True)],
             "figures": [FIGURE] if loads else [],
         }
         if loads:

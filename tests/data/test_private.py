@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ def learner(model: Model):
 
 
 def plan(**changes) -> Plan:
-    base = {"rank": 2, "learning_rate": 1e-2, "clip": 0.5, "noise_multiplier": 1.0, "batch_documents": 5}
+    base = {"learning_rate": 1e-2, "clip": 0.5, "noise_multiplier": 1.0, "batch_documents": 5}
     return Plan(**{**base, "steps": 2, "micro_batch": 3, **changes})
 
 
@@ -185,8 +186,9 @@ def test_epsilon_rises_with_steps_and_falls_with_noise():
 )
 def test_an_account_that_does_not_add_up_is_refused(monkeypatch, prv, rdp, told):
     monkeypatch.setattr(private_accounting, "spent", lambda *_: private_accounting.Spent(prv, rdp))
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(StageError, match=told) as caught:
         account([(1.0, 0.1, 10)], 1e-5, target=4.0)
+    assert "batch_documents" in caught.value.fix
 
 
 def run(inputs, directory: Path, **params) -> Context:
@@ -251,8 +253,9 @@ def test_labels_are_asked_for_in_equal_parts(model, tmp_path):
     inputs = {"model": model, "private": labelled(tmp_path / "text", ["good"] * 18 + ["bad"] * 2)}
     context = run(inputs, tmp_path, **LABELS, documents=5, epsilon=None)
     assert pq.read_table(Dataset(context.output("dataset")).shards[0])["mood"].to_pylist().count("bad") == 2
-    with pytest.raises(UserError, match="label 'ugly'"):
+    with pytest.raises(UserError, match="a label in column 'mood' that is none of good, bad") as caught:
         run({**inputs, "private": labelled(tmp_path / "other", ["ugly"] * 20)}, tmp_path, **LABELS, epsilon=None)
+    assert "ugly" not in str(caught.value), "what a private document says is told nowhere"
     with pytest.raises(UserError, match="no column 'mood'"):
         run({**inputs, "private": text_dataset(tmp_path / "none", 20)}, tmp_path, **LABELS, epsilon=None)
     with pytest.raises(ValueError, match="come together"):
@@ -278,3 +281,25 @@ def test_sampling_is_a_function_of_its_seed(model, tokenizer):
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 5
     assert all(len(ids) <= 11 and 0 not in ids for ids in drawn[0])
+
+
+def test_sampling_heeds_nothing_that_the_model_recommends(model, tokenizer):
+    """Such as generation_config.json does: the text would not come from the model's distribution."""
+    prompts, drawn = make_prompts(tokenizer, 0, "", ()), []
+    for recommended in ({}, {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1, "min_p": 0.99}):
+        module = load_model(model.path, dtype=torch.float32)
+        module.generation_config.update(**recommended)
+        drawn.append([ids for _, batch in sample(module, prompts, 5, 24, 0, 5, 0) for ids in batch])
+        assert module.generation_config.to_dict().items() >= recommended.items(), "and it has them as before"
+    assert drawn[0] == drawn[1]
+
+
+def test_truncation_left_in_the_tokenizer_cuts_nothing(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model.path, folder)
+    cutting = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    cutting.enable_truncation(2)
+    cutting.save(str(folder / "tokenizer.json"))
+    inputs = {"model": Model(folder), "private": text_dataset(tmp_path / "text", 20)}
+    with pytest.raises(UserError, match="a prompt takes"):
+        run(inputs, tmp_path, prompt="word " * 40, epsilon=None)

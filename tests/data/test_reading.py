@@ -10,11 +10,17 @@ import pytest
 from stages.agent.conversation.records import read_trajectories, sample_trajectories
 from stages.agent.handbook.records import read_handbook
 from stages.agent.report.records import read_topics
-from stages.artifacts import Dataset, DatasetCard
+from stages.artifacts import Dataset, DatasetCard, Model
+from stages.data.private_examples import read_rows
 from stages.data.reading import read_batches, read_texts, row_groups
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.needles_text import texts_of
+from stages.evaluate.text_windows import text_windows
+from stages.proxy.corrupt import ProxyCorrupt
+from tests.data.test_screening import raw
+from tests.proxy.runs import run
+from tests.tiny import tiny_model
 
 READERS = [
     lambda data: list(texts_of(data)),
@@ -50,6 +56,37 @@ def test_batches_hold_all_rows_of_a_shard_or_of_a_row_group(tmp_path: Path):
     with pytest.raises(UserError, match="no column 'c'") as caught:
         next(read_batches(shard, columns=["a", "c"]))
     assert "found a, b" in caught.value.fix
+
+
+READERS_OF_TEXT = [
+    lambda data, _: list(texts_of(data)),
+    lambda data, out: text_windows(Model(tiny_model(out / "model")), data, 8, None, "disjoint"),
+    lambda data, out: run(ProxyCorrupt, {"text": data}, out),
+    lambda data, _: read_rows(data, None, ()),
+]
+
+
+@pytest.mark.parametrize("read", READERS_OF_TEXT)
+def test_a_row_that_is_no_text_is_named_whatever_reads_it(tmp_path: Path, read: Callable[[Dataset, Path], object]):
+    data = raw(tmp_path / "text", [b"fine", "größer".encode("latin-1")])
+    with pytest.raises(UserError, match=r"shard-00000\.parquet row 1 is not UTF-8"):
+        read(data, tmp_path)
+
+
+def test_a_label_that_is_no_text_is_refused_untold(tmp_path: Path):
+    column = pa.Array.from_buffers(pa.string(), 1, pa.array(["größer".encode("latin-1")], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": ["fine"], "mood": column}), tmp_path / "shard-00000.parquet")
+    DatasetCard("text", num_rows=1, num_bytes=4).write(tmp_path)
+    with pytest.raises(UserError, match="a label in column 'mood' that is none of good"):
+        read_rows(Dataset(tmp_path), "mood", ("good",))
+
+
+def test_windows_of_another_length_than_declared_are_refused(tmp_path: Path):
+    rows = pa.array([[1, 2, 3], [4, 5, 6]], pa.list_(pa.int32(), 3))
+    pq.write_table(pa.table({"input_ids": rows}), tmp_path / "shard-00000.parquet")
+    DatasetCard("tokens", num_rows=2, num_bytes=8, num_tokens=6, sequence_length=2).write(tmp_path)
+    with pytest.raises(UserError, match=r"has a row of 3 tokens, dataset\.json declares 2"):
+        TokenWindows(Dataset(tmp_path), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("read", [row_groups, lambda shard: next(read_texts(shard))])

@@ -13,6 +13,7 @@ import pytest
 from stages.artifacts import Dataset, DatasetCard, Model
 from stages.data import screening
 from stages.data.drops import Drops, excerpt
+from stages.data.filters import loosest
 from stages.data.screening import Portion, Screening, normalise, screen
 from stages.data.shingles import words_of
 from stages.errors import StoppedError, UserError
@@ -189,3 +190,26 @@ def test_samples_do_not_depend_on_how_the_corpus_was_divided():
 def test_a_language_that_is_unknown_is_refused(model: Model, tmp_path: Path):  # noqa: F811
     with pytest.raises(UserError, match="language: 'xq' is unknown"):
         prepare(written(tmp_path / "t", tiny_text(5)), model, tmp_path, language="xq")
+
+
+def test_a_page_of_which_c4_keeps_no_line_is_empty():
+    loose = Screening(filters=("c4",), thresholds=loosest(["c4"]))
+    verdict = loose.judge("a menu\nof two lines")
+    assert (verdict.reason, verdict.why) == ("empty", "C4 keeps no line")
+    assert verdict.text == "a menu\nof two lines", "told with an excerpt of the page"
+    assert Screening(filters=("c4",)).judge("a menu").reason == "c4.min_sentences", "a rule that it breaks says more"
+    assert loose.judge("One line that is kept.").text == "One line that is kept."
+
+
+def test_blanks_at_the_end_of_lines_go_and_others_stay():
+    run = " \t" * 50_000
+    assert normalise(f"a{run}b{run}\n{run}\nc {run}") == f"a{run}b\n\nc"
+    assert normalise(f" a{run}\n b ", white_space="keep") == " a\n b"
+
+
+def test_evaluation_texts_that_are_no_text_are_counted(tmp_path: Path, model: Model):  # noqa: F811
+    evaluation = raw(tmp_path / "evaluation", [PROSE.encode(), "größer".encode("latin-1"), b"short", None])
+    context = prepare(written(tmp_path / "t", tiny_text(40)), model, tmp_path, evaluations=[evaluation])
+    details = json.loads((context.output("report") / "report.json").read_text())["details"]
+    counts = [details[f"evaluation_texts{what}"] for what in ("", "_too_short", "_unreadable")]
+    assert counts == [2, 1, 1]

@@ -64,6 +64,22 @@ def test_user_errors_are_not_retried(bench):
     assert result.states == {"a": "failed"}
 
 
+def test_a_source_that_changes_after_the_plan_is_not_published_under_the_old_key(bench):
+    """The file that toy stages leave a line in when they run: whoever reads it changes it."""
+    bench.ran_file.write_text("a line\n")
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:ReadFile', with: {path: ran}, retries: 2}\n"
+    failure = bench.run(text).failures["a"]
+    assert failure.message.startswith("file: ran has changed since the run was planned: it was ")
+    assert failure.users_fault, "told at once"
+    assert "run the pipeline again" in failure.fix
+    assert len(bench.executions()) == 2
+    earlier = "name: x\nstages:\n  w: {uses: 'tests.toy:Write'}\n  z: {uses: 'tests.toy:ReadFile', with: {path: ran}}\n"
+    result = bench.run(earlier)
+    assert "has changed since" in result.failures["z"].message
+    assert bench.executions()[2:] == ["Write:hello"], "found out before any work"
+    assert list((bench.store.root / "work").iterdir()) == []
+
+
 def test_no_leftovers(bench):
     bench.run(TWO_BRANCHES.replace("HOW", "fault"))
     assert list((bench.store.root / "work").iterdir()) == []

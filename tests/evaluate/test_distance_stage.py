@@ -11,6 +11,7 @@ from stages.artifacts import Dataset, DatasetCard, Model
 from stages.errors import UserError
 from stages.evaluate.distance_stage import DistanceParams, EvaluateDistance
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.tiny import text_dataset, tiny_model, tokens_dataset
 
 
@@ -20,6 +21,7 @@ def measure(parent: Path, child: Path, data: Dataset, out: Path, **params: Any) 
     stage.check(inputs)
     context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch")
     stage.run(context)
+    assert undeclared(stage, context.results) == []
     return context.results
 
 

@@ -15,9 +15,11 @@ from stages.artifacts import Dataset, DatasetCard, Model
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.likelihood import likelihood, naive_likelihood
+from stages.evaluate.loading import load_for_evaluation
 from stages.evaluate.perplexity import EvaluatePerplexity, PerplexityParams
 from stages.evaluate.text_windows import text_windows
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.tiny import text_dataset, tiny_model, tiny_text, tokens_dataset
 
 
@@ -27,6 +29,7 @@ def evaluate(model: Path, data: Dataset, out: Path, **params: Any) -> dict[str, 
     stage.check(inputs)
     context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch")
     stage.run(context)
+    assert undeclared(stage, context.results) == []
     return context.results
 
 
@@ -67,6 +70,15 @@ def test_the_report_holds_the_figures_and_limit_counts_windows(tmp_path: Path):
     assert found["num_tokens"] == 3 * 31
     assert report["metrics"] == found
     assert report["details"]["windows"] == 3
+
+
+def test_a_model_that_does_not_load_is_named(tmp_path: Path):
+    model = tiny_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the model .*model cannot be loaded: the weights .* missing: model\.norm"):
+        load_for_evaluation(Model(model), "float32")
 
 
 def test_nan_is_an_error_with_its_place(tmp_path: Path):

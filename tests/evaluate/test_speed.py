@@ -18,6 +18,7 @@ from stages.evaluate.memory import PeakTensorBytes, cache_bytes, parameter_bytes
 from stages.evaluate.speed import EvaluateSpeed, SpeedParams
 from stages.evaluate.timing import Session, alternate, footprint, sample, spread
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.evaluate.families import FAMILIES, tiny
 from tests.tiny import tiny_model
 
@@ -31,6 +32,7 @@ def evaluate(model: Path, baseline: Path, out: Path, **params: Any) -> tuple[dic
     stage.check(inputs)
     context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch")
     stage.run(context)
+    assert undeclared(stage, context.results) == []
     return context.results, json.loads((out / "out" / "report" / "report.json").read_text())["details"]
 
 

@@ -105,8 +105,8 @@ def test_a_limit_takes_the_front_and_reads_no_further(
 
     whole = text_windows(source, data, 16, None, protocol)
     read = []
-    documents = module._documents
-    monkeypatch.setattr(module, "_documents", lambda d: (read.append(text) or text for text in documents(d)))
+    documents = module.read_documents
+    monkeypatch.setattr(module, "read_documents", lambda d: (read.append(text) or text for text in documents(d)))
     front = text_windows(source, data, 16, 2, protocol)
     assert torch.equal(front.windows, whole.windows[:2])
     assert front.tail is None

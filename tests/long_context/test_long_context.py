@@ -21,6 +21,7 @@ from stages.evaluate.needles_scripts import TASKS
 from stages.evaluate.needles_text import Haystack, Pieces
 from stages.evaluate.prediction import Predictor
 from stages.stage import Context
+from tests.evaluate.declared import undeclared
 from tests.tiny import text_dataset, tiny_model, tiny_text
 
 SMALL: dict[str, Any] = {"lengths": (640, 512), "depths": (1.0, 0.0), "probes": 2, "dtype": "float32"}
@@ -42,7 +43,9 @@ def evaluate(model: Path, text: Dataset, out: Path, events: list[Any] | None = N
     stage.preflight()
     stage.check(inputs)
     emit = events.append if events is not None else lambda _: None
-    stage.run(Context(inputs=inputs, out=out / "out", scratch=out / "scratch", emit=emit))
+    context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch", emit=emit)
+    stage.run(context)
+    assert undeclared(stage, context.results) == []
     return json.loads((out / "out" / "report" / "report.json").read_text())
 
 
@@ -115,6 +118,19 @@ def test_generation_is_the_greedy_text_and_counts_the_values_in_it(source: Path,
     monkeypatch.setattr(pieces, "decode", lambda _: f"they are {several.answers[0].value}, {several.answers[3].value}")
     written = dict(generate(model, pieces, some, empty, batch_size=4))
     assert [written[place].generated for place in range(2)] == [0.0, 0.5]
+
+
+def test_generation_heeds_nothing_that_the_model_recommends(source: Path, monkeypatch: pytest.MonkeyPatch):
+    pieces, some = probes(source)
+    empty = [Recall(0.0, 1, (False,)) for _ in some]
+    texts: dict[str, list[str]] = {"plain": [], "recommended": []}
+    decode = pieces.decode
+    for name, recommended in (("plain", {}), ("recommended", {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1})):
+        model = load_model(source, dtype=torch.float32)
+        model.generation_config.update(**recommended)
+        monkeypatch.setattr(pieces, "decode", lambda ids, name=name: texts[name].append(decode(ids)) or "")
+        list(generate(model, pieces, some, empty, batch_size=2))
+    assert texts["plain"] == texts["recommended"]
 
 
 def test_metrics_and_grid_hold_what_the_docs_say(source: Path, text: Dataset, tmp_path: Path):

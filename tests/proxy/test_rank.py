@@ -40,7 +40,7 @@ def order(context):
 def test_recipes_come_out_in_order(tmp_path):
     context = rank(tmp_path, matrix())
     assert order(context) == ["web", "books", "code", "shuffled"]
-    assert context.results["best"] == 1
+    assert context.results["best_or_tied"] == 1
     assert context.results["tied_share"] == 0
     assert "best is web, by 1k at 0.0001" in said(context)
     assert re.search(r"1k at 0.0001: web 3\.\d+ < books 3\.\d+ < code", said(context))
@@ -69,7 +69,7 @@ def test_two_seeds_of_one_recipe_are_a_tie(tmp_path):
     assert table["ranks"][2]["tied_with"] == []
     assert "tied with" in said(context)
     assert " = " in said(context)
-    assert context.results["best"] == 2
+    assert context.results["best_or_tied"] == 2
 
 
 def test_one_seed_gives_an_order_and_no_verdict(tmp_path):
@@ -106,6 +106,14 @@ def test_a_rate_far_below_what_another_reaches_is_refused(tmp_path):
     tables = [*matrix(slow, learning_rate=1e-5), *matrix({k: v - 2 for k, v in RECIPES.items()}, learning_rate=1e-3)]
     assert "of what it falls at the best learning rate" in said(rank(tmp_path / "a", tables))
     assert rank(tmp_path / "b", tables[: len(tables) // 2]).results["refused"] == 0, "alone it passes"
+
+
+def test_a_table_of_one_recipe_is_told_and_measured_domains_are_compared_before_the_run(tmp_path):
+    lone = trained("web", [3.0, 3.5], learning_rate=1e-3)
+    assert "not ranked, 1k at 0.001: it has one recipe, web" in said(rank(tmp_path / "a", [*matrix(), lone]))
+    other = reports(tmp_path / "b", [*matrix(), trained("books", 3.0, learning_rate=1e-3)])
+    with pytest.raises(UserError, match="was measured on"):
+        ProxyRank(ProxyRank.Params()).check({"proxies": other})
 
 
 def test_a_rising_loss_is_refused_as_too_high(tmp_path):

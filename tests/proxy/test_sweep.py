@@ -124,11 +124,27 @@ def test_sweeps_become_a_law_that_step_law_follows(tmp_path):
     own = run(ProxyStepLaw, {"law": law}, tmp_path / "law", tokens=5 * 10**6, parameters=50_000)
     assert own.results["learning_rate"] == pytest.approx(2 * 5e4**-0.5 * 5e6**0.2)
     assert own.results["clamped"] == 0
+    assert details(own)["optimum"] == {name: own.results[name] for name in ("learning_rate", "batch_tokens")}
     with pytest.raises(UserError, match="3 sweeps"):
         run(ProxyFitLaw, {"sweeps": sweeps[:3]}, tmp_path / "few")
     together = [sweep_report(tmp_path, Cell(10**k, 20 * 10**k, 1e-3, 100), f"line-{k}") for k in (4, 5, 6, 7)]
     with pytest.raises(UserError, match="not only together"):
         run(ProxyFitLaw, {"sweeps": together}, tmp_path / "line")
+
+
+def test_sweeps_that_did_not_vary_the_batch_give_a_law_without_one(tmp_path):
+    varied = [Cell(n, d, 2 * n**-0.5 * d**0.2, 0.1 * d**0.6) for n in (1e4, 1e5) for d in (1e6, 1e7)]
+    fixed = Cell(3e5, 3e7, 2 * 3e5**-0.5 * 3e7**0.2, None)
+    sweeps = [sweep_report(tmp_path, cell, f"sweep-{number}") for number, cell in enumerate([*varied, fixed])]
+    fitted = run(ProxyFitLaw, {"sweeps": sweeps}, tmp_path / "fit", bootstrap=20)
+    assert "1 of 5 sweeps did not vary the batch: the law tells none" in said(fitted)
+    assert fitted.results["rate_parameters"] == pytest.approx(-0.5)
+    assert not [name for name in fitted.results if name.startswith("batch")]
+    law = Report(fitted.output("report"))
+    own = run(ProxyStepLaw, {"law": law}, tmp_path / "law", tokens=5 * 10**6, parameters=50_000)
+    assert "the law tells no batch" in said(own)
+    assert not [name for name in own.results if name.startswith("batch")]
+    assert details(own)["optimum"] == {"learning_rate": own.results["learning_rate"]}
 
 
 def test_a_convex_fit_finds_a_planted_optimum_and_is_least_squares():
@@ -159,6 +175,34 @@ def test_a_surface_that_bends_downwards_is_made_convex_at_the_least_cost():
             assert ((other(saddle) - losses) ** 2).sum() > error
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_convex_fit_is_the_least_squares_one(seed):
+    """Against any other convex surface near it, and against an optimiser over curvatures L L^T."""
+    from scipy.optimize import minimize
+
+    rng = np.random.default_rng(seed)
+    x = np.array([[i, j] for i in np.linspace(-1, 1, 5) for j in np.linspace(-1, 1, 4)]) * [1.0, 1.5]
+    bent = np.array([[1.0, 1.4], [1.4, 0.3]]) * rng.uniform(0.5, 1.5)
+    losses = np.einsum("pi,ij,pj->p", x, bent, x) / 2 + x @ rng.normal(size=2) + 0.05 * rng.normal(size=len(x))
+    found = fit_surface(x, losses)
+
+    def error(offset, slope, curvature):
+        return float(((Surface(found.centre, offset, slope, curvature)(x) - losses) ** 2).sum())
+
+    best = error(found.offset, found.slope, found.curvature)
+    assert np.linalg.eigvalsh(found.curvature)[0] == pytest.approx(0, abs=1e-6), "on the edge of what is convex"
+    for _ in range(50):
+        factor = np.linalg.cholesky(found.curvature + 1e-9 * np.eye(2)) + 0.03 * rng.normal(size=(2, 2))
+        assert error(found.offset, found.slope, factor @ factor.T) > best - 1e-6
+
+    def of(values):
+        factor = np.array([[values[3], 0], [values[4], values[5]]])
+        return error(values[0], values[1:3], factor @ factor.T)
+
+    starts = [np.array([0, 0, 0, 1, side, 0.5]) for side in (1.0, -1.0)]
+    assert best <= min(minimize(of, start, options={"gtol": 1e-9}).fun for start in starts) * (1 + 1e-6)
+
+
 def test_too_few_points_decide_nothing():
     with pytest.raises(ValueError, match="2 points do not decide a quadratic of 1 axes, 3"):
         fit_surface(np.array([[0.0], [1.0]]), np.array([1.0, 2.0]))
@@ -186,6 +230,9 @@ def test_a_sweep_finds_the_planted_rate_and_batch(tmp_path):
     assert (found.output("report") / "sweep.svg").exists()
     assert details(found)["sweep"]["parameters"] == 1000
     assert sorted(details(found)["points"]) == ["batch 16", "batch 4", "batch 64"]
+    optimum = {name: found.results[name] for name in ("learning_rate", "batch_tokens")}
+    assert details(found)["optimum"] == optimum
+    assert details(found)["sweep"]["batch_tokens"] == optimum["batch_tokens"]
 
 
 def test_an_optimum_on_the_edge_is_told(tmp_path):
@@ -194,6 +241,8 @@ def test_an_optimum_on_the_edge_is_told(tmp_path):
     assert found.results["inside"] == 0
     assert found.results["learning_rate"] == pytest.approx(3e-4)
     assert "on the edge" in said(found)
+    assert details(found)["sweep"]["batch_tokens"] is None, "no batch was found: none was tried beside it"
+    assert details(found)["optimum"]["batch_tokens"] == pytest.approx(16 * 32), "what the rate was found at"
 
 
 def test_what_is_no_sweep_is_refused(tmp_path):
@@ -236,3 +285,9 @@ def test_longer_runs_open_the_window_downwards():
     assert longer.lowest == pytest.approx(short.lowest / 10)
     assert longer.highest == short.highest
     assert probes.drift_error()[:3].max() < 0.01
+
+
+def test_no_window_is_told_where_the_loss_falls_at_no_rate():
+    rising = Probes(np.array([1e-3, 4e-3, 1.6e-2]), np.array([6.1, 6.4, 7.0]), np.array([6.2, 6.9, 8.0]), 6.0, 4)
+    with pytest.raises(ValueError, match=r"falls at none of the learning rates 0.001 to 0.016: from 6 to 6.2 at best"):
+        find_window(rising, 1.0, 0.1, 0.8)

@@ -12,10 +12,11 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.data.windows import TokenWindows
 from stages.errors import UserError
 from stages.evaluate.likelihood import likelihood
+from stages.proxy.one_run import plan_of
 from stages.proxy.precision import require_float32_masters
-from stages.proxy.probe import ProxyProbe
+from stages.proxy.probe import ProbeParameters, ProxyProbe
 from stages.proxy.record import Trained
-from stages.proxy.settings import ProxyParameters
+from stages.proxy.settings import ProxyParameters, ProxyTrainParameters
 from stages.proxy.train import ProxyTrain
 from stages.proxy.training import new_llama, non_embedding_parameters, spread
 from stages.stage import Context
@@ -23,6 +24,7 @@ from tests.proxy.runs import details, run, said
 from tests.tiny import tiny_model, tokens_dataset
 
 SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
+PROBE = {**SHAPE, "batch_sequences": 4}
 QUICK = {**SHAPE, "tokens": 8 * 4 * 32, "batch_sequences": 4, "evaluations": 2, "learning_rate": 1e-2, "reduction": 1}
 
 
@@ -107,7 +109,7 @@ def test_a_stopped_run_ends_with_the_curve_of_an_uninterrupted_one(given, tmp_pa
     from stages.errors import StoppedError
 
     whole = run(ProxyTrain, given, tmp_path / "whole", **QUICK)
-    stage = ProxyTrain(ProxyParameters(**QUICK, checkpoint_minutes=0))
+    stage = ProxyTrain(ProxyTrainParameters(**QUICK, checkpoint_minutes=0))
     steps: list[int] = []
 
     def stopping() -> bool:
@@ -134,15 +136,23 @@ def test_a_given_model_starts_from_its_weights(given, tmp_path):
 
 
 def test_an_optimum_takes_the_place_of_the_parameters(given, tmp_path):
-    write_report(tmp_path / "law", "Step Law", {"learning_rate": 4e-3, "batch_sequences": 2.0, "reduction": 8.0}, {})
+    told = {"learning_rate": 4e-3, "batch_tokens": 2.0 * 32, "reduction": 8.0}
+    write_report(tmp_path / "law", "Step Law", {}, {"optimum": told})
     optimum = {**given, "optimum": Report(tmp_path / "law")}
     found = proxy(run(ProxyTrain, optimum, tmp_path / "a", **{**QUICK, "reduction": None}))
     assert (found.learning_rate, found.reduction, found.batch_sequences) == (pytest.approx(5e-4), 8.0, 2)
     asked = proxy(run(ProxyTrain, optimum, tmp_path / "b", **{**QUICK, "reduction": 2}))
     assert asked.learning_rate == pytest.approx(2e-3)
-    write_report(tmp_path / "other", "Perplexity", {"perplexity": 4.0}, {})
-    with pytest.raises(UserError, match="tells no standard learning rate, but perplexity"):
-        run(ProxyTrain, {**given, "optimum": Report(tmp_path / "other")}, tmp_path / "c", **QUICK)
+    for title in ("Ranking of data recipes", "Perplexity"):
+        write_report(tmp_path / title, title, {"learning_rate": 1e-5}, {"verdict": None})
+        with pytest.raises(UserError, match=f"the report '{title}' tells no standard learning rate"):
+            run(ProxyTrain, {**given, "optimum": Report(tmp_path / title)}, tmp_path / "c", **QUICK)
+
+
+def test_the_batch_of_an_optimum_counts_tokens_not_windows_of_another_length():
+    params, told = ProxyTrainParameters(batch_sequences=16), {"learning_rate": 1e-3, "batch_tokens": 65_536.0}
+    assert [plan_of(params, told, length).batch_sequences for length in (2048, 128, 10**6)] == [32, 512, 1]
+    assert plan_of(params, {"learning_rate": 1e-3}, 128).batch_sequences == 16
 
 
 def test_held_out_data_given_twice_counts_once(given, tmp_path):
@@ -208,8 +218,7 @@ def test_a_new_llama_is_a_function_of_its_seed(given):
 
 
 def test_the_probe_finds_a_window_and_resumes_finished_probes(given, tmp_path):
-    quick = {**QUICK, "tokens": 16 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-4, "run_tokens": 64 * 4 * 32}
-    del quick["learning_rate"]
+    quick = {**PROBE, "tokens": 16 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-4, "run_tokens": 64 * 4 * 32}
     context = run(ProxyProbe, given, tmp_path, **quick)
     rows = details(context)["probes"]
     assert [row["rate"] for row in rows] == pytest.approx([1e-4, 4e-4, 1.6e-3])
@@ -222,14 +231,45 @@ def test_the_probe_finds_a_window_and_resumes_finished_probes(given, tmp_path):
     again = run(ProxyProbe, given, tmp_path, **quick)
     assert "training" not in said(again), "every probe was finished"
     assert details(again) == details(context)
+    assert details(context)["optimum"] == {name: found[name] for name in ("learning_rate", "reduction")}
+    decoded = [file.parent for file in (tmp_path / "scratch").rglob("*.int32")]
+    assert decoded == [tmp_path / "scratch/windows"] * 3, "data and two domains, once for all probes"
     with pytest.raises(UserError, match="less than 4 steps"):
         run(ProxyProbe, given, tmp_path / "few", **{**quick, "tokens": 3 * 4 * 32})
 
 
 def test_the_early_look_of_a_probe_is_at_its_share_of_the_steps(given, tmp_path):
-    quick = {**QUICK, "tokens": 7 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-5, "run_tokens": 8 * 4 * 32}
-    del quick["learning_rate"]
+    quick = {**PROBE, "tokens": 7 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-5, "run_tokens": 8 * 4 * 32}
     context = run(ProxyProbe, given, tmp_path, **quick, weight_decay=0.0)
     for row in details(context)["probes"]:
         assert [step for step, _ in row["curve"]] == [0, 2, 4, 6, 8]
     assert max(details(context)["drift_error"]) < 0.3
+
+
+def test_a_rate_at_which_training_diverges_ends_the_ladder(given, tmp_path):
+    class Diverging(ProxyProbe):
+        def _one(self, context, rate, scratch):
+            return super()._one(context, rate, scratch) if rate < 5e-3 else None
+
+    quick = {**PROBE, "tokens": 4 * 4 * 32, "num_rates": 4, "lowest_rate": 1e-4, "run_tokens": 8 * 4 * 32, "ratio": 4}
+    context = run(Diverging, given, tmp_path, **{**quick, "lowest_rate": 4e-4})
+    assert [row["rate"] for row in details(context)["probes"]] == pytest.approx([4e-4, 1.6e-3])
+    assert "training diverges at learning rate 0.0064: no higher one is tried" in said(context)
+    assert "raise `num_rates`" not in said(context)
+
+
+def test_a_loss_that_is_no_number_is_told_as_divergence(given, tmp_path):
+    source = tiny_model(tmp_path / "damaged", max_positions=32)
+    model = load_model(source, dtype=torch.float32)
+    model.lm_head.weight.data[0] = torch.nan
+    model.save_pretrained(source)
+    quick = {**PROBE, "tokens": 4 * 4 * 32, "num_rates": 3, "lowest_rate": 1e-4, "run_tokens": 8 * 4 * 32}
+    with pytest.raises(UserError, match=r"diverges at learning rate 0.0001, and two probes below it are needed"):
+        run(ProxyProbe, {**given, "model": Model(source)}, tmp_path, **quick, start="model")
+
+
+def test_a_probe_has_no_learning_rate_of_its_own():
+    with pytest.raises(ValueError, match="learning_rate: the probes have rates of their own"):
+        ProbeParameters(learning_rate=1e-2)
+    with pytest.raises(ValueError, match="reduction"):
+        ProbeParameters(reduction=10)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import StageError, UserError
+from stages.errors import StageError, UserError, first_line
 from stages.source.dataset import SourceDataset, SourceDatasetParams
 from stages.source.files import dataset_files
 from stages.stage import Context
@@ -42,6 +46,18 @@ def test_a_bad_line_stops_with_its_number_or_is_counted(tmp_path: Path, line: by
     assert found["documents_read"] == 3 == found["documents"] + found["bad_rows"]
     (shown,) = json.loads((context.output("report") / "report.json").read_text())["details"]["bad_rows"]
     assert shown.startswith(f"in.jsonl:2 {told}")
+
+
+def test_a_damaged_first_line_costs_itself_alone_whatever_the_file_is_called(tmp_path: Path):
+    (tmp_path / "in.json").write_bytes(b"\n".join([b'{"text": "cut o', *GOOD]) + b"\n")
+    with pytest.raises(UserError, match=r"in\.json:1 is not JSON"):
+        bring(tmp_path / "in.json", tmp_path / "error")
+    context = bring(tmp_path / "in.json", tmp_path / "skip", on_bad_row="skip")
+    assert texts(context) == ["one", "two"]
+    assert context.results["bad_rows"] == 1
+    (tmp_path / "list.json").write_bytes(b'[{"text": "one"},\n{"text": "two"}\n')
+    with pytest.raises(UserError, match=r"list\.json is not JSON"):
+        bring(tmp_path / "list.json", tmp_path / "list")
 
 
 def test_all_records_read_are_kept_empty_repeated_or_bad(tmp_path: Path):
@@ -89,7 +105,7 @@ def test_a_file_that_is_gone_stops_whatever_is_set(tmp_path: Path, monkeypatch: 
     files = [jsonl(tmp_path / "in" / f"{n}.jsonl", f"text {n}") for n in range(3)]
     stage = SourceDataset(SourceDatasetParams(dataset=str(tmp_path / "in"), on_bad_row="skip"))
     listed = dataset_files(str(tmp_path / "in"))
-    monkeypatch.setattr("stages.source.dataset.dataset_files", lambda _: listed)
+    monkeypatch.setattr("stages.source.origin.dataset_files", lambda _: listed)
     files[1].unlink()
     with pytest.raises(UserError, match=r"1.jsonl is gone since the run began"):
         stage.run(Context(inputs={}, out=tmp_path / "out", scratch=tmp_path / "scratch"))
@@ -172,3 +188,59 @@ def test_a_server_that_is_away_may_be_there_later(tmp_path: Path, monkeypatch: p
             remote_files("s3://bucket/a.txt")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextmanager
+def web_server(files: dict[str, bytes], headers: dict[str, str]) -> Iterator[str]:
+    """The address of a server with these files, which says `headers` of each, and their sizes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files[self.path.strip("/")]
+            self.send_response(200)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("header", ["ETag", "Content-MD5", "Digest", "Last-Modified"])
+def test_a_file_of_the_web_counts_by_what_its_server_says_of_its_version(tmp_path: Path, header: str):
+    headers = {header: "first"}
+    with web_server({"a.jsonl": b'{"text": "one"}\n'}, headers) as address:
+        url = f"{address}/a.jsonl"
+        assert texts(bring(url, tmp_path)) == ["one"]
+        before = named(url)
+        assert before == named(url) == {"file-00000": f"{url}@first"}
+        headers[header] = "second"
+        assert named(url) != before
+
+
+def test_a_file_of_the_web_without_a_version_is_refused():
+    with (
+        web_server({"a.jsonl": b'{"text": "one"}\n'}, {}) as address,
+        pytest.raises(UserError, match=r"tells no version of it \(ETag, .*a change could not be seen") as caught,
+    ):
+        named(f"{address}/a.jsonl")
+    assert "name the local file" in caught.value.fix
+
+
+def test_an_error_without_words_is_told_by_its_kind():
+    assert [first_line(error) for error in (ConnectionError(), ValueError(" a\nb"))] == ["ConnectionError", "a"]

@@ -142,10 +142,11 @@ def test_nothing_to_read_is_an_error(tmp_path: Path):
 
 def test_mixed_kinds_ask_for_a_glob(tmp_path: Path):
     jsonl(tmp_path / "in" / "a.jsonl", "x")
-    (tmp_path / "in" / "notes.txt").write_text("no data")
-    with pytest.raises(UserError, match=r"mixes \.jsonl and \.txt files") as caught:
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.txt").write_text("no data")
+    with pytest.raises(UserError, match=r"mixes 1 \.jsonl and 2 \.txt files") as caught:
         bring(tmp_path / "in", tmp_path)
-    assert "in/*.jsonl" in caught.value.fix
+    assert "in/*.txt" in caught.value.fix, "the commonest"
 
 
 def test_hub_parameters_are_refused_for_files(tmp_path: Path):
@@ -182,8 +183,9 @@ def test_a_hub_dataset_is_streamed_at_its_revision(tmp_path: Path):
         (f"hub:org/text@{COMMIT}", {"text_field": "txt"}),
         (f"hub:org/missing@{COMMIT}", {}),
         ("hub:org/text@dev", {}),
+        (f"hub:org/script@{COMMIT}", {}),
     ]
-    with serve({"datasets/org/text": repository}) as hub:
+    with serve({"datasets/org/text": repository, "datasets/org/script": {"script.py": b"1"}}) as hub:
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path), json.dumps(cases)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -196,3 +198,5 @@ def test_a_hub_dataset_is_streamed_at_its_revision(tmp_path: Path):
     assert "no field 'txt'; did you mean 'text'" in found[3][1]
     assert found[4][0] == "UserError"
     assert "is a branch" in found[5][1]
+    assert found[6][0] == "UserError", "nothing of a dataset is run"
+    assert "script.py" in found[6][1]

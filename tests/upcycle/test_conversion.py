@@ -17,7 +17,6 @@ from stages.errors import StageError, UserError
 from stages.upcycle.bam import UpcycleBam
 from stages.upcycle.btx import UpcycleBtx
 from stages.upcycle.drop import UpcycleDrop
-from stages.upcycle.matching import short_name
 from stages.upcycle.sparse import UpcycleSparse
 from tests.tiny import tiny_model
 from tests.upcycle.families import family, run
@@ -224,6 +223,6 @@ def test_a_mixture_is_not_upcycled_again(given, tmp_path):
         run(UpcycleSparse, {"model": mixture}, tmp_path / "again")
 
 
-def test_names_of_arms_are_their_values():
-    assert short_name("branch[domain=law,size=2]") == "law, 2"
-    assert short_name("seed") == "seed"
+def test_names_of_arms_are_their_values(tmp_path):
+    assert Model(tmp_path, name="branch[domain=law,size=2]").short_name == "law, 2"
+    assert Model(tmp_path, name="seed").short_name == "seed"
