@@ -74,7 +74,9 @@ def test_commands_in_the_docs_exist(page):
 
 
 def test_the_overview_names_every_method():
-    rows = [line for line in (ROOT / "docs/methods.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [
+        line for line in (ROOT / "docs/methods.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
     named: set[str] = set()
     for row in rows:
         family = ""
