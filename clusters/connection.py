@@ -11,20 +11,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from clusters import leftovers
 from clusters.lost import ClusterLostError
+from clusters.package import ROOT
 from clusters.profile import Profile
 
 OBJECT_STORE_BYTES = 256 << 20
 """Artifacts travel through the store, never through Ray: its object store carries events and results only."""
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a submitted job, whose environment Ray hands on to all workers."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def connected(profile: Profile, run: str) -> bool:

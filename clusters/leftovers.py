@@ -21,6 +21,16 @@ STOP_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.2
 
 
+def wait_until(true: Callable[[], bool], seconds: float) -> bool:
+    """Look until `true` or the time is over; whether it became true."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
+
+
 @contextlib.contextmanager
 def marked(run: str) -> Iterator[None]:
     """Let processes started meanwhile carry the name of the run."""
@@ -58,7 +68,7 @@ def end_processes(run: str, patience_seconds: float = STOP_SECONDS) -> list[str]
             with contextlib.suppress(psutil.NoSuchProcess):
                 if end is not None:
                     end(process)
-        if _until(lambda: not processes(run), patience_seconds):
+        if wait_until(lambda: not processes(run), patience_seconds):
             return []
     return [_told(process) for process in processes(run)]
 
@@ -72,7 +82,7 @@ def kill_processes(run: str) -> list[str]:
         with contextlib.suppress(psutil.NoSuchProcess):
             killed.append(_told(process))
             process.kill()
-    _until(lambda: not processes(run), STOP_SECONDS)
+    wait_until(lambda: not processes(run), STOP_SECONDS)
     return killed
 
 
@@ -90,7 +100,7 @@ def end_in_cluster(job: str) -> list[str]:
         left[:] = [*_actors(job), *(f"placement group {name or identity}" for identity, name in groups)]
         return not left
 
-    _until(gone, STOP_SECONDS)
+    wait_until(gone, STOP_SECONDS)
     return left
 
 
@@ -148,13 +158,3 @@ def _told(process: Any) -> str:
     with contextlib.suppress(psutil.Error):
         return f"process {process.pid} ({process.name()})"
     return f"process {process.pid}"
-
-
-def _until(true: Callable[[], bool], seconds: float) -> bool:
-    """Look until `true` or the time is over; whether it became true."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() >= end:
-            return False
-        time.sleep(LOOK_SECONDS)
-    return True

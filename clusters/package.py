@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+"""Where regraft's packages are."""
 OWN_PACKAGES: Final = ("clusters", "grafts", "pipelines", "stages")
 LIMIT_BYTES: Final = 100 << 20
 """Our own limit: Ray keeps packages in the memory of its head, and would take larger ones."""

@@ -75,3 +75,14 @@ class TrainingParameters(Parameters):
         if not self.activation_checkpointing:
             return self.replaced(activation_checkpointing=True)
         return self.replaced(zero_stage=self.zero_stage + 1) if workers > 1 and self.zero_stage < 3 else None
+
+
+class MeasuredTraining(TrainingParameters):
+    """Training of a model that is measured on held-out text."""
+
+    heldout_windows: Annotated[int, Field(ge=1)] = 32
+    """Windows of the held-out data that the model is measured on, from the start."""
+
+    def smoke(self) -> Self:
+        """A few steps, measured on a few windows."""
+        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))

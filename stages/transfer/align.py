@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,23 +12,17 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TRAINED, TrainingParameters
+from stages.training.settings import TRAINED, MeasuredTraining
 from stages.transfer.hybrid import check_pair
 
 
-class AlignParameters(TrainingParameters):
+class AlignParameters(MeasuredTraining):
     """How to align. The defaults are HALO's (arXiv 2601.22156), a budget of tokens aside."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Peak learning rate of AdamW."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Learning rate at the end, as a share of the peak; unused by `constant`."""
-    heldout_windows: Annotated[int, Field(ge=1)] = 32
-    """Windows of the held-out data that the model is measured on, from the start."""
-
-    def smoke(self) -> Self:
-        """A few steps, measured on a few windows."""
-        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
 
 
 class TransferAlign(Stage):

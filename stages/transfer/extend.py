@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,10 +12,10 @@ from stages.stage import EXECUTION, Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
-from stages.training.settings import TRAINED, TrainingParameters
+from stages.training.settings import TRAINED, MeasuredTraining
 
 
-class ExtendParameters(TrainingParameters):
+class ExtendParameters(MeasuredTraining):
     """How to train on long windows. The defaults are HALO's (arXiv 2601.22156), a budget of tokens aside."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
@@ -26,12 +26,6 @@ class ExtendParameters(TrainingParameters):
     """Sequences in one forward pass of one worker."""
     activation_checkpointing: Annotated[bool, EXECUTION] = True
     """Recompute activations in the backward pass: about a third slower, much less memory."""
-    heldout_windows: Annotated[int, Field(ge=1)] = 32
-    """Windows of the held-out data that the model is measured on, from the start."""
-
-    def smoke(self) -> Self:
-        """A few steps, measured on a few windows."""
-        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
 
 
 class TransferExtend(Stage):

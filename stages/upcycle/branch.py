@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,11 +11,11 @@ from stages.artifacts import Dataset, Model, Report, write_report
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TRAINED, TrainingParameters
+from stages.training.settings import TRAINED, MeasuredTraining
 from stages.upcycle.matching import check_one_length, check_source
 
 
-class BranchParameters(TrainingParameters):
+class BranchParameters(MeasuredTraining):
     """How to train a branch. The defaults are those of BAM's small model (arXiv 2408.08274), its tokens aside."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 6e-5
@@ -24,12 +24,6 @@ class BranchParameters(TrainingParameters):
     """Decoupled weight decay of matrices; vectors (norms, biases) never decay."""
     replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the windows that come from `replay`, so that the branch keeps what the seed knew; unused without it."""
-    heldout_windows: Annotated[int, Field(ge=1)] = 32
-    """Windows of the held-out data that the branch is measured on, from the start."""
-
-    def smoke(self) -> Self:
-        """A few steps, measured on a few windows."""
-        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
 
 
 class UpcycleBranch(Stage):

@@ -15,14 +15,14 @@ from stages.errors import UserError
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
-from stages.training.settings import TRAINED, TrainingParameters
+from stages.training.settings import TRAINED, MeasuredTraining
 from stages.upcycle.matching import check_one_length
 from stages.upcycle.routing import experts_per_token
 
 FIGURE = "token-domains-by-expert.svg"
 
 
-class MixParameters(TrainingParameters):
+class MixParameters(MeasuredTraining):
     """How to train a mixture. The defaults are BAM's (arXiv 2408.08274), a budget of tokens aside."""
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -35,10 +35,6 @@ class MixParameters(TrainingParameters):
     """Sequences in one forward pass of one worker. The load is balanced over them, so here it decides the result."""
     heldout_windows: Annotated[int, Field(ge=1)] = 32
     """Windows of the held-out data, and of each domain, that the mixture is measured on, from the start."""
-
-    def smoke(self) -> Self:
-        """A few steps, measured on a few windows."""
-        return super().smoke().replaced(heldout_windows=min(self.heldout_windows, 4))
 
     def smaller(self, workers: int) -> Self | None:
         """Activations recomputed, then more shared out by ZeRO; never another micro-batch."""
