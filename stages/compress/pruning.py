@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,9 @@ from grafts.arithmetic import computing
 from grafts.loader import load_model, save_model, stored_dtype
 from stages.compress.masks import magnitude, save_masks, structured, unstructured, wanda
 from stages.errors import UserError
-from stages.evaluate.distance import distance
 from stages.evaluate.loading import DEVICE
+from stages.quantize.flow import watching_inputs
+from stages.training.heldout import heldout_distance
 from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ def prune(params: PruneParameters, context: Context) -> tuple[dict[str, float], 
     total = sum(mask.numel() for mask in masks.values())
     figures = {"sparsity": sum(gone.values()) / total, "pruned_weights": sum(gone.values())}
     by_linear = {name: count / masks[name].numel() for name, count in gone.items()}
-    return {**figures, **_distance(params, context, model)}, by_linear
+    how = {"limit": params.heldout_windows, "batch_size": params.batch_size}
+    parent = partial(load_model, source, dtype=model.dtype)
+    return {**figures, **heldout_distance(context, parent, model, **how)}, by_linear
 
 
 def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -63,17 +67,9 @@ def input_norms(model: PreTrainedModel, batches: Sequence[Tensor]) -> dict[str, 
     def add(name: str, x: Tensor) -> None:
         squares[name] += x.float().square().flatten(0, -2).sum(0).cpu()
 
-    handles = [
-        linear.register_forward_pre_hook(lambda _module, x, name=name: add(name, x[0]))
-        for name, linear in linears.items()
-    ]
-    try:
-        with computing(model):
-            for ids_BT in batches:
-                model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching_inputs(linears, add), computing(model):
+        for ids_BT in batches:
+            model(input_ids=ids_BT.to(model.device), use_cache=False, logits_to_keep=1)
     return {name: square.sqrt().float() for name, square in squares.items()}
 
 
@@ -89,12 +85,3 @@ def _mask(params: PruneParameters, name: str, weight_OI: Tensor, norm_I: Tensor 
 
 def _measured(params: PruneParameters, context: Context, model: PreTrainedModel) -> dict[str, Tensor]:
     return input_norms(model, input_windows(context, "data", params.calibration_windows).split(params.batch_size))
-
-
-def _distance(params: PruneParameters, context: Context, pruned: PreTrainedModel) -> dict[str, float]:
-    if context.inputs.get("heldout") is None:
-        return {}
-    parent = load_model(context.model("model").path, dtype=pruned.dtype).to(DEVICE)
-    windows_NT = input_windows(context, "heldout", params.heldout_windows)
-    size = params.batch_size
-    return distance(parent, pruned.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from grafts.loader import load_model
 from stages.compress.adapted import AdaptedLinear, reset
 from stages.compress.retraining import Retraining
+from stages.quantize.flow import watching_inputs
 from stages.training.recipe import Batch, Loss, Worker
 
 
@@ -28,26 +29,16 @@ class Reconstructed(nn.Module):
         The inputs are those of the dense model, so linears do not depend on each other. W' is the weight that is
         trained with, or with `merged` the one that is written.
         """
-        found: list[Tensor | None] = [None] * len(self.names)
+        dense = {name: _linear(parent, name) for name in self.names}
+        ours, found = dict(zip(self.names, self.linears, strict=True)), dict[str, Tensor]()
 
-        def compare(index: int, dense: nn.Linear, x: Tensor) -> None:
-            ours = self.linears[index]
-            weight_OI = ours.merged_weight() if merged else ours.weight()
-            found[index] = _relative_error(linear(x, dense.weight), linear(x, weight_OI))
+        def compare(name: str, x: Tensor) -> None:
+            weight_OI = ours[name].merged_weight() if merged else ours[name].weight()
+            found[name] = _relative_error(linear(x, dense[name].weight), linear(x, weight_OI))
 
-        handles = []
-        for index, name in enumerate(self.names):
-            dense = parent.get_submodule(name)
-            assert isinstance(dense, nn.Linear), f"{name} of the parent is a {type(dense).__name__}"
-            handles.append(
-                dense.register_forward_pre_hook(lambda module, x, index=index: compare(index, module, x[0].detach()))
-            )
-        try:
+        with watching_inputs(dense, compare):
             parent(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return torch.stack([error for error in found if error is not None])
+        return torch.stack([found[name] for name in self.names])
 
 
 @dataclass(kw_only=True)
@@ -108,6 +99,12 @@ class Reconstruction(Retraining):
         batches = windows_NT.to(self.worker.device).split(self.measure_batch)
         sums = [model(self.dense, ids_BT, merged=True).double().cpu() for ids_BT in batches]
         return torch.stack(sums).sum(0) / windows_NT.numel()
+
+
+def _linear(parent: PreTrainedModel, name: str) -> nn.Linear:
+    found = parent.get_submodule(name)
+    assert isinstance(found, nn.Linear), f"{name} of the parent is a {type(found).__name__}"
+    return found
 
 
 def _relative_error(dense: Tensor, pruned: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -112,6 +113,13 @@ def column_names(shard: Path) -> list[str]:
     """What columns a shard has. Raises UserError when it cannot be read."""
     with _opened(shard) as table:
         return table.schema_arrow.names
+
+
+def value_type(shard: Path, column: str) -> np.dtype:
+    """The type of the numbers in a column of lists. Raises UserError when the shard cannot be read, or has no such."""
+    with _opened(shard) as table:
+        _require_columns(table, shard, [column])
+        return np.dtype(table.schema_arrow.field(column).type.value_type.to_pandas_dtype())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Reading a packed `tokens` dataset: windows of one length, by index, without holding them in memory.
 
-Parquet is compressed and cannot be mapped, so the first reader decodes the shards once into a flat file of int32 under
-`cache_dir`; every reader, and every worker of a machine, then maps that one file. The file appears in one atomic step.
+Parquet is compressed and cannot be mapped, so the first reader decodes a column of the shards once into a flat file
+under `cache_dir`; every reader, and every worker of a machine, then maps that file. It appears in one atomic step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from stages.data.reading import column_names, read_batches
 from stages.data.shards import IDS, POSITIONS
 from stages.errors import UserError
 
-BATCH_ROWS = 4096
-"""Rows decoded at once: 32 MB for windows of 2048 tokens."""
+BATCH_VALUES = 2**23
+"""Values decoded at once: 32 MB of int32."""
+TOKEN_TYPE = np.dtype(np.int32)
 
 
 class TokenWindows:
@@ -50,8 +51,8 @@ class TokenWindows:
                 fix="prepare the data with attention: window, or use a stage that keeps documents apart: "
                 "upcycle.branch",
             )
-        self._ids_NT = self._mapped(dataset, cache_dir, IDS)
-        self._positions_NT = self._mapped(dataset, cache_dir, POSITIONS) if self.apart else None
+        self._ids_NT = mapped(dataset, cache_dir, IDS, self.sequence_length)
+        self._positions_NT = mapped(dataset, cache_dir, POSITIONS, self.sequence_length) if self.apart else None
 
     def __len__(self) -> int:
         return self._ids_NT.shape[0]
@@ -77,12 +78,14 @@ class TokenWindows:
         """The first `limit` windows (all of them without one) as int64 [n, T]."""
         return torch.from_numpy(self._ids_NT[:limit].astype(np.int64))
 
-    def _mapped(self, dataset: Dataset, cache_dir: Path, column: str) -> np.ndarray:
-        file = _decoded(dataset, cache_dir, column)
-        num_windows = file.stat().st_size // (4 * self.sequence_length)
-        if num_windows == 0:
-            raise UserError(f"{dataset.path} has no rows", fix="give it more text, or shorter windows")
-        return np.memmap(file, dtype=np.int32, mode="r", shape=(num_windows, self.sequence_length))
+
+def mapped(dataset: Dataset, cache_dir: Path, column: str, length: int, dtype: np.dtype = TOKEN_TYPE) -> np.memmap:
+    """A column of lists of `length` numbers each, [N, length]. Raises UserError when it is empty, or a list is not."""
+    file = _decoded(dataset, cache_dir, column, length, dtype)
+    num_rows = file.stat().st_size // (dtype.itemsize * length)
+    if num_rows == 0:
+        raise UserError(f"{dataset.path} has no rows", fix="give it more text, or shorter windows")
+    return np.memmap(file, dtype=dtype, mode="r", shape=(num_rows, length))
 
 
 def keeps_documents_apart(dataset: Dataset) -> bool:
@@ -90,16 +93,15 @@ def keeps_documents_apart(dataset: Dataset) -> bool:
     return bool(dataset.shards) and POSITIONS in column_names(dataset.shards[0])
 
 
-def _decoded(dataset: Dataset, cache_dir: Path, column: str) -> Path:
+def _decoded(dataset: Dataset, cache_dir: Path, column: str, length: int, dtype: np.dtype) -> Path:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    suffix = ".int32" if column == IDS else f".{column}.int32"
-    file = cache_dir / f"{_content_name(dataset)}{suffix}"
+    file = cache_dir / f"{_content_name(dataset)}.{column}.{dtype.name}"
     if not file.exists():
         # Several workers may come here at once: each writes its own file, the last rename wins, all are equal.
         descriptor, temporary = tempfile.mkstemp(dir=cache_dir, suffix=".part")
         try:
             with os.fdopen(descriptor, "wb") as target:
-                for rows in _rows(dataset, column):
+                for rows in _rows(dataset, column, length, dtype):
                     target.write(rows.tobytes())
             Path(temporary).replace(file)
         except BaseException:
@@ -115,16 +117,16 @@ def _content_name(dataset: Dataset) -> str:
     return hashlib.sha256(repr((str(dataset.path.resolve()), stats)).encode()).hexdigest()
 
 
-def _rows(dataset: Dataset, name: str) -> Iterator[np.ndarray]:
-    length = dataset.card.sequence_length
+def _rows(dataset: Dataset, name: str, length: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+    unit = "tokens" if name == IDS else f"values of {name}"
     for shard in dataset.shards:
-        for batch in read_batches(shard, BATCH_ROWS, columns=[name]):
+        for batch in read_batches(shard, max(1, BATCH_VALUES // length), columns=[name]):
             column = batch.column(0)
             fixed = pa.types.is_fixed_size_list(column.type)
             lengths = np.full(len(column), column.type.list_size) if fixed else np.diff(column.offsets.to_numpy())
             if (lengths != length).any():
                 raise UserError(
-                    f"{shard} has a row of {lengths[lengths != length][0]} tokens, dataset.json declares {length}",
+                    f"{shard} has a row of {lengths[lengths != length][0]} {unit}, dataset.json declares {length}",
                     fix="the dataset is damaged or was not packed; prepare it again",
                 )
-            yield column.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+            yield column.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)

@@ -24,7 +24,7 @@ from stages.data.windows import TokenWindows
 from stages.distill.cache_card import CacheCard
 from stages.distill.teachers import TopTeacher
 from stages.errors import StoppedError
-from stages.evaluate.distance import Progress
+from stages.evaluate.distance import Progress, chunk_positions
 from stages.evaluate.loading import DEVICE
 from stages.evaluate.prediction import Predictor
 from stages.training.precision import torch_dtype
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 SHARD_TOKENS: Final = 2**16
 """Tokens of a shard: 16 MB with 64 kept at each position, and what a run that is cut short may lose."""
-CHUNK_POSITIONS: Final = 256
-"""Positions whose float32 rows exist at once."""
 SHORT_IDS: Final = 2**16
 """Vocabularies up to this size are stored in two bytes a token."""
 
@@ -95,8 +93,9 @@ class _Writer:
         """What the teacher says on the windows `rows`."""
         ids_BT = self.windows.stack(rows)
         said = self.teacher.predict(ids_BT)
-        starts = range(0, said.num_positions, CHUNK_POSITIONS)
-        parts = [self._top(said.read(start, min(start + CHUNK_POSITIONS, said.num_positions))) for start in starts]
+        size = chunk_positions(said.vocab_size)
+        starts = range(0, said.num_positions, size)
+        parts = [self._top(said.read(start, min(start + size, said.num_positions))) for start in starts]
         top_ids, log_probs, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
         ids_type = pa.uint16() if said.vocab_size <= SHORT_IDS else pa.int32()
         columns = {

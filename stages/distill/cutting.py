@@ -15,8 +15,8 @@ from grafts.loader import load_model, save_model, stored_dtype
 from stages.distill.importance import Importance, ablation, measure
 from stages.distill.shapes import Shape
 from stages.distill.width import Kept, narrow
-from stages.evaluate.distance import distance
 from stages.evaluate.loading import DEVICE
+from stages.training.heldout import heldout_distance
 from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def cut_student(params: StudentParameters, shape: Shape, context: Context) -> tu
     save_model(student, context.output("model"), tokenizer_from=source)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (student, teacher)]
     figures = {"layers": len(layers), "parameters": sizes[0], "parameters_ratio": sizes[0] / sizes[1]}
-    return {**figures, **_distance(params, teacher, student, context)}, details
+    how = {"limit": params.heldout_windows, "batch_size": params.batch_size}
+    return {**figures, **heldout_distance(context, lambda: teacher, student, **how)}, details
 
 
 def fresh(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -90,13 +91,3 @@ def _layers(
     if params.depth == "ablation":
         found = ablation(teacher, windows_NT, params.batch_size, context.progress)
     return top(found, num_kept), found.tolist()
-
-
-def _distance(
-    params: StudentParameters, teacher: PreTrainedModel, student: PreTrainedModel, context: Context
-) -> dict[str, float]:
-    if context.inputs.get("heldout") is None:
-        return {}
-    windows_NT = input_windows(context, "heldout", params.heldout_windows)
-    size = params.batch_size
-    return distance(teacher, student.to(DEVICE), windows_NT, batch_size=size, progress=context.progress).metrics()

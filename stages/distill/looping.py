@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,17 @@ from stages.distill.losses import distill_loss
 from stages.distill.recipe import Distillation
 from stages.distill.text import Text
 from stages.errors import UserError
-from stages.evaluate.distance import distance, evaluating
-from stages.evaluate.loading import DEVICE
+from stages.evaluate.distance import evaluating
+from stages.training.heldout import heldout_distance
 from stages.training.recipe import Batch, Loss
-from stages.training.windows import input_windows
 
 if TYPE_CHECKING:
     from stages.distill.recursive import RecursiveParameters
     from stages.stage import Context
+
+
+INITIAL: Final = ("kl_to_parent", "perplexity_ratio", "top1_agreement")
+"""Figures of the distance that are told of a model before training."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,10 @@ def convert(params: RecursiveParameters, context: Context) -> Converted:
 
 def _initial(params: RecursiveParameters, context: Context, looped: PreTrainedModel) -> dict[str, float]:
     """The distance to the teacher before any training."""
-    if context.inputs.get("heldout") is None:
-        return {}
-    windows_NT = input_windows(context, "heldout", params.heldout_windows)
-    teacher = load_model(context.model("teacher").path, dtype=looped.dtype).to(DEVICE)
-    found = distance(
-        teacher, looped.to(DEVICE), windows_NT, batch_size=params.micro_batch, progress=context.progress
-    ).metrics()
-    return {f"initial_{name}": found[name] for name in ("kl_to_parent", "perplexity_ratio", "top1_agreement")}
+    teacher = partial(load_model, context.model("teacher").path, dtype=looped.dtype)
+    how = {"limit": params.heldout_windows, "batch_size": params.micro_batch}
+    found = heldout_distance(context, teacher, looped, **how)
+    return {f"initial_{name}": found[name] for name in INITIAL if name in found}
 
 
 def _num_parameters(model: nn.Module) -> int:

@@ -182,11 +182,8 @@ class Distillation(WindowRecipe):
             model,
             self.live.heldout,
             batch_size=self.params.micro_batch,
-            progress=self._progress if self.live.worker.rank == 0 else None,
+            progress=self.live.worker.measured if self.live.worker.rank == 0 else None,
         )
-
-    def _progress(self, done: float, total: float, unit: str) -> None:
-        self.live.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
 
 
 @dataclass

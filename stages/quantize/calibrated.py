@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from stages.artifacts import Dataset
-from stages.quantize.stage import Quantize, QuantizeParams, require_known_ids, token_windows
+from stages.quantize.stage import Quantize, QuantizeParams, require_known_ids
 from stages.stage import Context, Input
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ class CalibratedQuantize(Quantize):
         """The calibration windows [N, T], drawn by the seed."""
         import torch
 
-        windows = token_windows(context, "calibration")
+        from stages.data.windows import TokenWindows
+
+        windows = TokenWindows(context.dataset("calibration"), context.scratch / "windows")
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(context.seed)).tolist()
         drawn = sorted(order[: self.params.calibration_windows])
         if len(drawn) < self.params.calibration_windows:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from stages.data.windows import TokenWindows
     from stages.quantize.packed import Packed, Scheme
 
 
@@ -116,9 +115,11 @@ class Quantize(Stage):
         write_report(context.output("report"), self.title, context.results, details)
 
     def _heldout(self, context: Context) -> torch.Tensor | None:
+        from stages.training.windows import input_windows
+
         if context.inputs.get("heldout") is None:
             return None
-        windows_NT = token_windows(context, "heldout").tensor(self.params.heldout_windows)
+        windows_NT = input_windows(context, "heldout", self.params.heldout_windows)
         require_known_ids(context, "heldout", windows_NT)
         return windows_NT
 
@@ -131,13 +132,6 @@ class Quantize(Stage):
         hold_weights(child)
         found = distance(parent, child, windows_NT, batch_size=self.params.batch_size, progress=context.progress)
         return found.metrics()
-
-
-def token_windows(context: Context, name: str) -> TokenWindows:
-    """The windows of the dataset given as input `name`."""
-    from stages.data.windows import TokenWindows
-
-    return TokenWindows(context.dataset(name), context.scratch)
 
 
 def require_known_ids(context: Context, name: str, windows_NT: torch.Tensor) -> None:

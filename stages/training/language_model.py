@@ -103,7 +103,4 @@ class LanguageModelling(WindowRecipe):
     def _distance(self, parent: PreTrainedModel, model: PreTrainedModel, windows_NT: Tensor) -> dict[str, float]:
         """Figures of `model` against `parent`, both where this runs."""
         pair = [each.to(self.worker.device) for each in (parent, model)]
-        return distance(*pair, windows_NT, batch_size=self.measure_batch, progress=self._progress).metrics()
-
-    def _progress(self, done: float, total: float, unit: str) -> None:
-        self.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
+        return distance(*pair, windows_NT, batch_size=self.measure_batch, progress=self.worker.measured).metrics()

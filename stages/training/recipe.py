@@ -42,6 +42,10 @@ class Worker:
         """The name of `dtype`, such as `float32`."""
         return dtype_name(self.dtype)
 
+    def measured(self, done: float, total: float, unit: str) -> None:
+        """Tell how far a measurement on held-out text is."""
+        self.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
+
     @property
     def stored(self) -> torch.dtype:
         """What the weights of the result are written in: give it to `save_model`, then measure the model."""

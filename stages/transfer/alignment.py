@@ -84,11 +84,10 @@ class Alignment(WindowRecipe):
         teacher, student = self.live.teacher, student.to(self.live.worker.device)
         errors = relative_errors(Mixers(mixers(student)), teacher, windows_NT, self.measure_batch)
         self.layer_errors.write_text(json.dumps(errors), encoding="utf-8")
-        found = distance(teacher, student, windows_NT, batch_size=self.measure_batch, progress=self._progress)
+        found = distance(
+            teacher, student, windows_NT, batch_size=self.measure_batch, progress=self.live.worker.measured
+        )
         return {"layer_error": sum(errors.values()) / len(errors), **found.metrics()}
-
-    def _progress(self, done: float, total: float, unit: str) -> None:
-        self.live.worker.emit({"event": "progress", "done": done, "total": total, "unit": f"held-out {unit}"})
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from stages.distill.cache import CacheParameters, DistillCache
 from stages.distill.cached import CachedTeacher
 from stages.distill.logits import DistillLogits, LogitsParameters
 from stages.errors import StoppedError, UserError
+from stages.evaluate import distance
 from stages.stage import Context
 from tests.distill.test_logits import QUICK
 from tests.tiny import tiny_model, tokens_dataset
@@ -146,6 +147,32 @@ def test_a_card_of_another_version_is_told(inputs: dict, tmp_path: Path):
         (found.path / "teacher.json").write_text(content)
         with pytest.raises(UserError, match=message):
             DistillLogits(LogitsParameters()).check({**inputs, "cache": found})
+
+
+def test_a_damaged_shard_is_named(inputs: dict, tmp_path: Path):
+    found, _ = cache(inputs, tmp_path, top_k=4)
+    found.shards[0].write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"shard-00000\.parquet cannot be read"):
+        CachedTeacher(found, tmp_path / "c")
+
+
+def test_a_shard_of_another_width_than_the_card_says_is_refused(inputs: dict, tmp_path: Path):
+    found, _ = cache(inputs, tmp_path, top_k=4)
+    card = json.loads((found.path / "teacher.json").read_text())
+    (found.path / "teacher.json").write_text(json.dumps({**card, "top_k": 3}))
+    with pytest.raises(UserError, match=r"has a row of 60 values of top_ids, dataset\.json declares 45"):
+        CachedTeacher(found, tmp_path / "c")
+
+
+def test_what_exists_at_once_heeds_the_vocabulary(inputs: dict, tmp_path: Path, monkeypatch):
+    whole, _ = cache(inputs, tmp_path / "a", top_k=4)
+    top, seen = caching._Writer._top, []
+    monkeypatch.setattr(distance, "CHUNK_LOGITS", 5 * VOCABULARY)
+    monkeypatch.setattr(caching._Writer, "_top", lambda self, logits: seen.append(len(logits)) or top(self, logits))
+    parts, _ = cache(inputs, tmp_path / "b", top_k=4)
+    assert set(seen) == {5}
+    ids, again = (CachedTeacher(each, tmp_path / "c").tensors([3])["top_ids"] for each in (whole, parts))
+    assert torch.equal(ids, again)
 
 
 def test_more_tokens_than_there_are_is_refused(inputs: dict):
