@@ -58,7 +58,7 @@ def end_processes(run: str, patience_seconds: float = STOP_SECONDS) -> list[str]
             with contextlib.suppress(psutil.NoSuchProcess):
                 if end is not None:
                     end(process)
-        if _until(lambda: not processes(run), patience_seconds):
+        if until(lambda: not processes(run), patience_seconds):
             return []
     return [_told(process) for process in processes(run)]
 
@@ -72,7 +72,7 @@ def kill_processes(run: str) -> list[str]:
         with contextlib.suppress(psutil.NoSuchProcess):
             killed.append(_told(process))
             process.kill()
-    _until(lambda: not processes(run), STOP_SECONDS)
+    until(lambda: not processes(run), STOP_SECONDS)
     return killed
 
 
@@ -90,7 +90,7 @@ def end_in_cluster(job: str) -> list[str]:
         left[:] = [*_actors(job), *(f"placement group {name or identity}" for identity, name in groups)]
         return not left
 
-    _until(gone, STOP_SECONDS)
+    until(gone, STOP_SECONDS)
     return left
 
 
@@ -150,7 +150,7 @@ def _told(process: Any) -> str:
     return f"process {process.pid}"
 
 
-def _until(true: Callable[[], bool], seconds: float) -> bool:
+def until(true: Callable[[], bool], seconds: float) -> bool:
     """Look until `true` or the time is over; whether it became true."""
     end = time.monotonic() + seconds
     while not true():

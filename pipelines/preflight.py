@@ -23,22 +23,18 @@ def preflight(plan: Plan, disk: Path) -> None:
     raise_together(problems)
 
 
-def check_capacity(plan: Plan, capacity: Capacity, where: str) -> None:
+def check_capacity(specs: Iterable[StageSpec], capacity: Capacity, where: str) -> None:
     """Refuse what the cluster can never give. Raises UserError telling every such stage."""
     problems = [
-        UserError(message, where=f"{step.spec.place}: stage {step.spec.name!r}", fix=fix)
-        for step in plan.steps.values()
-        if step.state in ("run", "unknown")
-        for message, fix in beyond(step.spec, capacity, where)
+        UserError(message, where=f"{spec.place}: stage {spec.name!r}", fix=fix)
+        for spec in specs
+        for message, fix in beyond(spec, capacity, where)
     ]
     raise_together(problems)
 
 
 def _stage_problems(plan: Plan) -> Iterable[UserError]:
-    for step in plan.steps.values():
-        if step.state not in ("run", "unknown"):
-            continue
-        spec = step.spec
+    for spec in plan.may_run:
         where = f"{spec.place}: stage {spec.name!r} ({spec.uses})"
         for module, extra in spec.stage.requires.items():
             if importlib.util.find_spec(module) is None:

@@ -173,7 +173,7 @@ def _executor_maker(plan: Plan, options: RunOptions, run: str) -> Any:
 
         executor = RayExecutor(execute, on_event, profile, run)
         try:
-            check_capacity(plan, profile.widest(executor.capacity()), f"cluster {options.cluster!r}")
+            check_capacity(plan.may_run, profile.widest(executor.capacity()), f"cluster {options.cluster!r}")
         except UserError:
             executor.close()
             raise

@@ -45,10 +45,10 @@ def submit(
     from pipelines.remote.submit import submit as send
 
     loaded = load_pipeline(pipeline, set_)
+    selection = selection_of(only, from_, until, force)
     arguments = [part for text in loaded.overrides for part in ("--set", text)]
-    arguments += selection_of(only, from_, until, force).arguments()
     arguments += [*(["--fail-fast"] if fail_fast else []), *([] if track else ["--no-track"])]
-    submitted = send(Wish(loaded, find_pipeline(pipeline), cluster, store, tuple(arguments)))
+    submitted = send(Wish(loaded, find_pipeline(pipeline), cluster, store, selection, tuple(arguments)))
     show_submitted(submitted, as_json=json_)
 
 
