@@ -12,11 +12,3 @@ The journal is the truth and MLflow a sink: deleting its database loses nothing 
 Only `mirror.py`, `tracker.py`, `kin.py`, `links.py`, `rollouts.py` and `figures.py` import mlflow, and only the mirror
 process and the server import them.
 """
-
-from __future__ import annotations
-
-from pipelines.lineage.drawing import Node, Status, draw
-from pipelines.lineage.feed import Mirror
-from pipelines.lineage.server import Outcome, resync, serve
-
-__all__ = ["Mirror", "Node", "Outcome", "Status", "draw", "resync", "serve"]

@@ -36,15 +36,15 @@ def cancel(store: Store, run: str, grace_seconds: float, submission: Submission 
     if holder is not None and holder.is_local:
         return _cancel_here(store, holder, grace_seconds)
     if submission is not None:
-        return _cancel_there(submission, grace_seconds)
+        return _cancel_there(store, submission, grace_seconds)
     if holder is None:
-        raise UserError(f"run {run} goes on nowhere: it has ended", fix=f"regraft status {run}")
-    raise _elsewhere(run, holder)
+        raise UserError(f"run {run} goes on nowhere: it has ended", fix=store.command(f"status {run}"))
+    raise _elsewhere(store, run, holder)
 
 
-def _elsewhere(run: str, holder: Holder) -> UserError:
+def _elsewhere(store: Store, run: str, holder: Holder) -> UserError:
     message = f"the driver of run {run} is process {holder.pid} on {holder.host}"
-    return UserError(message, fix=f"regraft cancel {run} there; for a submitted run: --cluster PROFILE")
+    return UserError(message, fix=f"{store.command(f'cancel {run}')} there; for a submitted run: --cluster PROFILE")
 
 
 def _cancel_here(store: Store, holder: Holder, grace_seconds: float) -> list[str]:
@@ -78,7 +78,7 @@ def _left(store: Store, run: str) -> list[str]:
     return [text for text in (found[-1] if found else []) if not text.startswith("process ")]
 
 
-def _cancel_there(submission: Submission, grace_seconds: float) -> list[str]:
+def _cancel_there(store: Store, submission: Submission, grace_seconds: float) -> list[str]:
     from clusters.jobs import JobError
 
     jobs = submission.jobs()
@@ -86,16 +86,16 @@ def _cancel_there(submission: Submission, grace_seconds: float) -> list[str]:
         job = jobs.find(submission.run)
         if job is None or job.ended:
             state = f"has ended ({job.status})" if job else f"is not known at {submission.dashboard}"
-            raise UserError(f"run {submission.run} {state}", fix=f"regraft status {submission.run}")
+            raise UserError(f"run {submission.run} {state}", fix=store.command(f"status {submission.run}"))
         if job.status == "PENDING":
             jobs.stop(job.name)
             return []
-        return _cancel_by_job(jobs, job, submission, grace_seconds)
+        return _cancel_by_job(store, jobs, job, submission, grace_seconds)
     except JobError as error:
         raise UserError(str(error), fix=error.fix) from None
 
 
-def _cancel_by_job(jobs: Jobs, job: Job, submission: Submission, grace_seconds: float) -> list[str]:
+def _cancel_by_job(store: Store, jobs: Jobs, job: Job, submission: Submission, grace_seconds: float) -> list[str]:
     """Run this command where the driver is; stop the job by Ray's own means if that fails."""
     from clusters.jobs import Order
 
@@ -110,7 +110,7 @@ def _cancel_by_job(jobs: Jobs, job: Job, submission: Submission, grace_seconds: 
     went_well = canceller is not None and canceller.status == "SUCCEEDED"
     if not (went_well and leftovers.until(lambda: _ended(jobs, job.name), MARGIN_SECONDS)):
         jobs.stop(job.name)
-        fix = f"regraft status {job.name}; what the lines above name may still be there"
+        fix = f"{store.command(f'status {job.name}')}; what the lines above name may still be there"
         raise StageError(f"run {job.name} did not stop as asked; Ray has been told to end its job", fix=fix)
     return []
 

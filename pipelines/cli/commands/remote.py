@@ -69,7 +69,7 @@ def cancel(
     print(left_over(left))
     if left:
         raise typer.Exit(1)
-    print(f"go on with: regraft resume {name}{opened.option}")
+    print(f"go on with: {opened.command(f'resume {name}')}")
 
 
 def clusters(json_: Json = False) -> None:
