@@ -7,6 +7,9 @@
     scratch/<key>/<attempt>/                   a stage's own, survives retries, removed once its result is published
     work/<run>/                                what attempts are writing; nobody reads it
     last/<pipeline>/<stage>.json               the key a stage had last, so that a change can be explained
+    damaged/, replaced/                        artifacts that were put aside
+    accepted/, tags/, lineage/                 small records: accepted code, names, manifests of what `gc` removed
+    cache/                                     what is remembered of files, and may be deleted
 
 On a local disk publishing is one rename of a complete directory. Elsewhere the files go up first and the manifest last.
 Remote artifacts are read through a local copy.

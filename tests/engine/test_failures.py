@@ -136,6 +136,15 @@ stages:
     assert bench.executions() == []
 
 
+def test_a_source_that_cannot_be_asked_is_told_by_its_name(bench, monkeypatch):
+    def ask(_):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("tests.toy.ReadFile.sources", ask)
+    with pytest.raises(UserError, match="cannot ask for its sources: no route to the hub"):
+        bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:ReadFile', with: {path: x}}\n")
+
+
 def test_the_journal_tells_the_whole_story(bench):
     text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write'}\n  b: {uses: 'tests.toy:Copy', inputs: {text: a}}\n"
     result = bench.run(text)

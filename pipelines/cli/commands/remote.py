@@ -94,4 +94,4 @@ def _seconds(grace: str) -> float:
     try:
         return parse_duration(float(grace) if grace.replace(".", "", 1).isdigit() else grace)
     except ValueError as error:
-        raise UserError(f"--grace: {error}") from None
+        raise UserError(f"--grace: {error}", fix="for example --grace 5m, or 0s to stop it at once") from None
