@@ -1,7 +1,7 @@
 """Where an artifact comes from: the walk from weights to data, as plain values that need no store to be read again.
 
 The same values are printed by `regraft lineage`, written into an exported directory as `lineage.json`, and told in its
-model card. Nothing here reads a file.
+model card. What the walk has to know of a store it asks the catalogue.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The executor is made for the first of them, so a run whose stages are all cached
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -145,7 +146,8 @@ class Attempts:
         if outcome is not None:
             return Failure(outcome.message, outcome.fix, outcome.tail, outcome.users_fault), outcome.seconds
         tail = log_tail(self.store.run_directory(self.around.run) / "logs" / f"{step.spec.slug}.log")
-        return Failure(finished.failure or "lost", "see the stage's log", tail), 0.0
+        fix = f"see its log: {self.store.command(f'logs {self.around.run} {shlex.quote(step.spec.name)}')}"
+        return Failure(finished.failure or "lost", fix, tail), 0.0
 
     def close(self) -> None:
         """Stop whatever runs, and give all leases back."""

@@ -57,7 +57,7 @@ def tell_left(runner: Runner) -> None:
 
 def lose(runner: Runner, what: str) -> None:
     """The cluster is gone, or never was: everything on it failed, and nothing more can start."""
-    again = f"regraft resume {runner.result.run}{runner.store.option}"
+    again = runner.store.command(f"resume {runner.result.run}")
     fix = f"start Ray again if it was not started by this run, then `{again}`"
     known = dict(runner.attempts.running) | {step.spec.name: (step, nr) for step, nr in runner.attempts.take_paused()}
     # An interrupt may have come when a stage was not noted as started, or no longer.

@@ -67,15 +67,18 @@ def digest_of_inputs(spec: StageSpec, known: Known) -> dict[str, list[str | None
 
 def source_digests(spec: StageSpec, store: Store) -> dict[str, str]:
     """Content digest, or pinned version, of everything the parameters point at outside the store."""
-    found = {}
+    found: dict[str, str] = {}
+    name = "its sources"
     try:
         for name, source in spec.make().sources().items():
             if isinstance(source, Path) and not source.exists():
                 raise UserError(f"{name} {source} does not exist", fix="check the path")
             found[name] = tree_digest(source, store.sources) if isinstance(source, Path) else source
     except OSError as error:
-        message = f"cannot read {error.filename}: {error.strerror}"
-        raise UserError(message, fix="check the path, and that you may read it") from None
+        message, fix = f"cannot ask for {name}: {error}", "check the name and the network"
+        if error.filename:
+            message, fix = f"cannot read {error.filename}: {error.strerror}", "check the path, and that you may read it"
+        raise UserError(message, fix=fix) from None
     return found
 
 

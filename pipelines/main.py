@@ -1,6 +1,7 @@
 """The `regraft` command: turns what goes wrong into one clear screen and an exit code.
 
-0 done, 1 a stage failed, 2 the input or the machine is at fault, 130 stopped with Ctrl-C.
+0 done, 1 a stage failed (or what was looked at is damaged, or regraft is mistaken), 2 the input or the machine is at
+fault, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pipelines import fingerprint
 from pipelines.drift import accepted
@@ -24,8 +24,6 @@ from pipelines.store import Manifest, OutputRecord, Store
 from stages.errors import UserError
 
 State = Literal["cached", "run", "unknown", "kept", "left"]
-THERE: Final = frozenset({"cached", "kept"})
-"""States of a stage whose artifact is there."""
 Known = dict[tuple[str, str], OutputRecord]
 Earlier = Callable[[StageSpec], Manifest | None]
 """The artifact that a stage had in an earlier run."""
@@ -63,7 +61,12 @@ class Plan:
     @property
     def cached(self) -> bool:
         """Whether there is nothing to run."""
-        return all(step.state not in ("run", "unknown") for step in self.steps.values())
+        return not self.may_run
+
+    @property
+    def may_run(self) -> list[StageSpec]:
+        """The stages that run, or may."""
+        return [step.spec for step in self.steps.values() if step.state in ("run", "unknown")]
 
     def count(self, state: State) -> int:
         """How many stages are in `state`."""

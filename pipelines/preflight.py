@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from clusters.executor import Capacity, Request
+from clusters.executor import Capacity, Request, units
 from pipelines.plan import Plan, raise_together
 from pipelines.spec.pipeline import StageSpec
 from pipelines.spec.quantities import format_bytes
@@ -23,22 +23,18 @@ def preflight(plan: Plan, disk: Path) -> None:
     raise_together(problems)
 
 
-def check_capacity(plan: Plan, capacity: Capacity, where: str) -> None:
+def check_capacity(specs: Iterable[StageSpec], capacity: Capacity, where: str) -> None:
     """Refuse what the cluster can never give. Raises UserError telling every such stage."""
     problems = [
-        UserError(message, where=f"{step.spec.place}: stage {step.spec.name!r}", fix=fix)
-        for step in plan.steps.values()
-        if step.state in ("run", "unknown")
-        for message, fix in beyond(step.spec, capacity, where)
+        UserError(message, where=f"{spec.place}: stage {spec.name!r}", fix=fix)
+        for spec in specs
+        for message, fix in beyond(spec, capacity, where)
     ]
     raise_together(problems)
 
 
 def _stage_problems(plan: Plan) -> Iterable[UserError]:
-    for step in plan.steps.values():
-        if step.state not in ("run", "unknown"):
-            continue
-        spec = step.spec
+    for spec in plan.may_run:
         where = f"{spec.place}: stage {spec.name!r} ({spec.uses})"
         for module, extra in spec.stage.requires.items():
             if importlib.util.find_spec(module) is None:
@@ -72,7 +68,7 @@ def _too_much(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple
         fix = f"--set {spec.name.partition('[')[0]}.resources.{name}=…, or run on another cluster"
         if amount > on_node:
             yield f"asks for {amount:g} {name} a worker; the largest node of {where} has {on_node:g}", fix
-        elif amount * asked.workers > in_all:
+        elif units(amount) * asked.workers > units(in_all):
             total = amount * asked.workers
             yield f"asks for {asked.workers} × {amount:g} = {total:g} {name}; {where} has {in_all:g} in all", fix
     if asked.memory_bytes > capacity.node_memory_bytes:

@@ -23,6 +23,11 @@ def smoke_location(store: str) -> str:
     return f"{store.rstrip('/')}/{FOLDER}"
 
 
+def full_location(store: str) -> str:
+    """The store that the smoke runs at `store` belong to."""
+    return store.removesuffix(f"/{FOLDER}")
+
+
 def smoke_version(pipeline: Pipeline) -> Pipeline:
     """The same DAG, each stage at its smallest."""
     return replace(pipeline, stages={name: _smallest(spec) for name, spec in pipeline.stages.items()})

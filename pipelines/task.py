@@ -57,11 +57,11 @@ class Task:
     directory: str
     """The working directory that relative paths in parameters count from."""
     search_path: tuple[str, ...]
+    lease: Lease
+    """The run's right to publish this key."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     replace: bool = False
     """Whether to take the place of a result that is there, which is kept aside."""
-    lease: Lease | None = None
-    """The run's right to publish this key."""
 
 
 @dataclass(frozen=True)

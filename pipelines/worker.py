@@ -59,13 +59,12 @@ def _attempt(task: Task, store: Store, emit: Any) -> Manifest:
     stage = spec(spec.Params.model_validate(task.params))
     inputs = {name: _fetch(store, spec, name, references) for name, references in task.inputs.items()}
     stage.check(inputs)
-    if task.lease:
-        store.leases.check(task.lease)
+    store.leases.check(task.lease)
     workspace = store.workspace(task.key, task.run)
     context = Context(
         inputs=inputs,
         out=workspace,
-        scratch=store.scratch(task.key, f"{task.lease.nonce if task.lease else 'run'}-{task.attempt}"),
+        scratch=store.scratch(task.key, f"{task.lease.nonce}-{task.attempt}"),
         seed=task.seed,
         resources=task.resources,
         emit=emit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
+from pipelines.store import Store
 from pipelines.store.holder import Holder, this_machine
 
 
@@ -18,3 +19,10 @@ def dead(run: str, stage: str = "") -> Holder:
 def far(run: str, stage: str = "") -> Holder:
     """A process of another machine: only its heartbeat tells whether it lives."""
     return Holder(run, "faraway", "faraway 1f2e", 4711, "99", time.time(), stage)
+
+
+def mark(store: Store, holder: Holder) -> None:
+    """Note that the run of `holder` goes on."""
+    directory = store.run_directory(holder.run)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "open").write_text(holder.to_json(), encoding="utf-8")

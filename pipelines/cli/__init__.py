@@ -1,1 +1,1 @@
-"""The command line: one function a command in `app`, what they print in `tables` and `view`."""
+"""The command line: `app` lists the commands, `commands/` has a function for each, the rest is what they print."""

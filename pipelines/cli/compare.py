@@ -22,11 +22,11 @@ from stages.errors import UserError
 
 def show_comparison(store: Store, names: Sequence[str], *, everything: bool, as_json: bool) -> None:
     """Print the comparison of two or more runs. Raises UserError when they are not that many, or not there."""
-    runs = list(dict.fromkeys(find_run(store, None if name == "latest" else name) for name in names))
+    runs = list(dict.fromkeys(find_run(store, name) for name in names))
     if len(runs) < 2:
         raise UserError(
             f"a comparison needs two different runs, found only {', '.join(runs)}",
-            fix="`regraft status all` lists the runs; name them by a unique beginning, or `latest`",
+            fix=f"`{store.command('status all')}` lists the runs; name them by a unique beginning, or `latest`",
         )
     views = [read_run(store, run) for run in runs]
     stages = compare_runs(views)

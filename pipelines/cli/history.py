@@ -57,7 +57,7 @@ def _told(store: Store, view: RunView) -> str:
     run = view.run
     if view.state == "died":
         reason = store.death_of(run) or "its end was not recorded"
-        return f"died: {reason}\ngo on with: regraft resume {run}{store.option}"
+        return f"died: {reason}\ngo on with: {store.command(f'resume {run}')}"
     holder = store.holder_of(run) if view.state == "running" else None
     return f"running: process {holder.pid} on {holder.host}" if holder and holder.host else view.state
 

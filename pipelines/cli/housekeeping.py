@@ -129,7 +129,7 @@ def show_tags(store: Store, *, as_json: bool) -> None:
         print_json([asdict(tag) for tag in tags.values()])
         return
     if not tags:
-        print(f"no tags in {store.location}; give one with: regraft tag RUN|ARTIFACT NAME")
+        print(f"no tags in {store.location}; give one with: {store.command('tag RUN|ARTIFACT NAME')}")
         return
     table = grid("tag", "", "stands for", "since")
     for tag in tags.values():

@@ -28,7 +28,7 @@ def print_result(pipeline: Pipeline, store: Store, result: RunResult, arguments:
     elif result.ok:
         print(_next_commands(pipeline, store, result, arguments))
     else:
-        print_failures(console, pipeline, store, result, f"regraft resume {result.run}{store.option}")
+        print_failures(console, pipeline, store, result, store.command(f"resume {result.run}"))
         print(f"after a change of the file: regraft run {arguments}{' --smoke' if smoke else ''}")
         if page := _page(store, result.run):
             print(f"the run on one page: {page}")
@@ -52,15 +52,14 @@ def _headline(result: RunResult) -> str:
 def _next_commands(pipeline: Pipeline, store: Store, result: RunResult, arguments: str) -> str:
     numbers = [name for name, value in pipeline.params.items() if isinstance(value, (int, float))]
     name = next((f"params.{param}=…" for param in [*numbers, *pipeline.params]), "STAGE.PARAMETER=…")
-    where = store.option
     commands = {
         f"regraft plan {arguments} --set {name}": "what a change would run again, and why",
-        f"regraft rerun {result.run} --from STAGE --set STAGE.PARAMETER=…{where}": "again from one stage on",
-        f"regraft ui{where}": "the run in MLflow: parameters, curves, lineage",
-        f"regraft logs {result.run}{where}": "what the stages printed",
+        store.command(f"rerun {result.run} --from STAGE --set STAGE.PARAMETER=…"): "again from one stage on",
+        store.command("ui"): "the run in MLflow: parameters, curves, lineage",
+        store.command(f"logs {result.run}"): "what the stages printed",
     }
     if page := _page(store, result.run):
-        commands[f"regraft report {result.run} --open{where}"] = f"the run on one page: {page}"
+        commands[store.command(f"report {result.run} --open")] = f"the run on one page: {page}"
     width = max(len(text) for text in commands)
     return "\nnext:\n" + "\n".join(f"  {text:<{width}}   {use}" for text, use in commands.items())
 

@@ -21,9 +21,8 @@ def impossible(plan: Plan, profile: Profile, cluster: str) -> Problems:
     """Stages that ask for what the cluster is known never to give."""
     capacity, where = known_capacity(profile), f"cluster {cluster!r}"
     found: Problems = {}
-    for name, step in plan.steps.items():
-        if step.state in ("run", "unknown"):
-            found.update((name, problem) for problem in beyond(step.spec, capacity, where)[:1])
+    for spec in plan.may_run:
+        found.update((spec.name, problem) for problem in beyond(spec, capacity, where)[:1])
     return found
 
 

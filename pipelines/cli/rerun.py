@@ -8,21 +8,31 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.cli.history import find_run
 from pipelines.cli.options import see_working_directory
 from pipelines.cli.session import RunOptions, View, run_pipeline
 from pipelines.drift import accept
+from pipelines.hints import naming
 from pipelines.origin import RunRequest, finished
 from pipelines.plan import make_plan
 from pipelines.result import RunResult
 from pipelines.selection import Selection, arms
+from pipelines.smoke import full_location
 from pipelines.spec.pipeline import Pipeline
 from pipelines.store import Store
 from stages.errors import UserError
 
-Ran = tuple[Pipeline, RunResult, str]
-"""The pipeline, how it went, and the arguments that name it again."""
+
+class Ran(NamedTuple):
+    """A run that went on from another."""
+
+    pipeline: Pipeline
+    result: RunResult
+    arguments: str
+    """Those that name the pipeline again."""
+    smoke: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ def rerun_run(again: Again, selection: Selection, overrides: tuple[str, ...]) ->
     pipeline = asked.pipeline(overrides)
     _tell_drift(name, asked)
     result = run_pipeline(pipeline, again.store, again.options(asked), selection, rerun_of=name)
-    return pipeline, result, _arguments(again.store, pipeline, selection)
+    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, smoke=asked.smoke), asked.smoke)
 
 
 def resume_run(again: Again) -> Ran:
@@ -68,7 +78,7 @@ def resume_run(again: Again) -> Ran:
     selection = _still_to_force(again.store, name, asked, pipeline)
     options = replace(again.options(asked), fail_fast=asked.fail_fast)
     result = run_pipeline(pipeline, again.store, options, selection, rerun_of=asked.rerun_of, resumes=name)
-    return pipeline, result, _arguments(again.store, pipeline, selection)
+    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, smoke=asked.smoke), asked.smoke)
 
 
 def accept_stage(pipeline: Pipeline, store: Store, stage: str, reason: str) -> Iterator[str]:
@@ -114,8 +124,7 @@ def _tell_drift(name: str, asked: RunRequest) -> None:
         print(f"{drift} since; this is the pipeline as run {name} had it", file=sys.stderr)
 
 
-def _arguments(store: Store, pipeline: Pipeline, selection: Selection) -> str:
+def _arguments(store: Store, pipeline: Pipeline, selection: Selection, *, smoke: bool) -> str:
     texts = pipeline.asked or pipeline.overrides
     same = [pipeline.file, *(part for text in texts for part in ("--set", text)), *selection.arguments()]
-    default = store.root == Path.cwd() / ".regraft"
-    return shlex.join(same if default else [*same, "--store", store.location])
+    return naming(shlex.join(same), full_location(store.location) if smoke else store.location, store.default)

@@ -135,7 +135,8 @@ def _write_report(store: Store, run: str, end: Event) -> None:
     # Whatever the page trips over, the results are there and the user is told.
     except Exception as problem:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())
-        print(f"warning: the run has no report: {reason}; `regraft report {run}` tries again", file=sys.stderr)
+        again = store.command(f"report {run}")
+        print(f"warning: the run has no report: {reason}; `{again}` tries again", file=sys.stderr)
 
 
 @contextmanager
@@ -143,8 +144,8 @@ def _mirrored(store: Store, run: str) -> Iterator[Any]:
     """A listener that keeps MLflow up to date from another process, and waits for it at the end."""
     from pipelines.lineage.feed import Mirror
 
-    mirror = Mirror.start(store.root, run)
-    yield lambda _event: mirror.send("")
+    mirror = Mirror(store.root, run, store.command("resync"))
+    yield lambda _event: mirror.wake()
     problem = mirror.finish(MIRROR_PATIENCE_SECONDS)
     if problem:
         print(f"warning: MLflow does not have the whole run: {problem}", file=sys.stderr)
@@ -173,7 +174,7 @@ def _executor_maker(plan: Plan, options: RunOptions, run: str) -> Any:
 
         executor = RayExecutor(execute, on_event, profile, run)
         try:
-            check_capacity(plan, profile.widest(executor.capacity()), f"cluster {options.cluster!r}")
+            check_capacity(plan.may_run, profile.widest(executor.capacity()), f"cluster {options.cluster!r}")
         except UserError:
             executor.close()
             raise

@@ -90,5 +90,5 @@ def print_failures(console: Console, pipeline: Pipeline, store: Store, result: R
             console.print(Text(textwrap.indent(failure.tail, "    "), "dim"))
         if failure.fix:
             print(f"  fix: {failure.fix}")
-        print(f"  log: regraft logs {result.run} {shlex.quote(name)}{store.option}")
+        print(f"  log: {store.command(f'logs {result.run} {shlex.quote(name)}')}")
     print(f"\nwhat is finished is kept; go on with: {again}")

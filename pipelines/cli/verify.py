@@ -45,9 +45,7 @@ def verify(store: Store, *, repair: bool) -> bool:
         table.add_row(Text(stage), Text(f"{method}/{key[:SHORT]}…"), Text(found.problem, "red"))
     console.print(table)
     if not repair:
-        print(
-            "\nput them aside, so that they are made anew when they are needed: regraft verify --repair" + store.option
-        )
+        print(f"\nput them aside, so that they are made anew when needed: {store.command('verify --repair')}")
         return False
     for found in damaged:
         print(f"put aside: {store.set_aside_artifact(found.where)}")
@@ -67,11 +65,11 @@ def remakes(store: Store, made: Iterable[Manifest | None]) -> list[str]:
     lines = []
     for run, stages in commands.items():
         if run and (store.run_directory(run) / "request.json").exists():
-            lines.append(shlex.join(["regraft", "rerun", run, *stages, "--store", store.location]))
+            lines.append(store.command(shlex.join(["rerun", run, *stages])))
         else:
             names = ", ".join(stages[1::2])
-            lines.append(f"regraft run PIPELINE --store {shlex.quote(store.location)}   # whose stages include {names}")
-    return lines or ["regraft run PIPELINE: whatever needs them makes them"]
+            lines.append(f"{store.command('run PIPELINE')}   # whose stages include {names}")
+    return lines or [f"{store.command('run PIPELINE')}: whatever needs them makes them"]
 
 
 def _find_damage(

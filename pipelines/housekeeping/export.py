@@ -45,7 +45,7 @@ def export(store: Store, what: str, directory: Path) -> Exported:
     catalogue = Catalogue.read(store)
     made = find_artifact(catalogue, what)
     if catalogue.gone(made.manifest):
-        fix = "run its pipeline again, or choose another: regraft status all"
+        fix = f"run its pipeline again, or choose another: {store.command('status all')}"
         raise UserError(f"the files of {made.name} were removed from the store, only its lineage is left", fix=fix)
     _require_empty(directory, store)
     source = store.fetch(made.manifest, made.output)

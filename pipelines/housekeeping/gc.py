@@ -113,15 +113,14 @@ class _Keeper:
                 self.runs.setdefault(record.name, f"run {record.name} is one of the last of {pipeline}")
 
     def _newest(self) -> None:
-        files = self.catalogue.files
-        local = {path.relative_to(files.root).as_posix(): path for path in (files.root / "last").glob("*/*.json")}
-        entries = {name: path.read_bytes() for name, path in local.items()}
-        if files.is_remote:
-            entries |= files.read_all(files.glob("last/*/*.json"))
-        for name, data in entries.items():
-            _, pipeline, stage = name.removesuffix(".json").split("/")
-            if entry := _entry(data):
-                self._keep(entry, f"the newest result of {stage} in {pipeline}")
+        """What stages had last on this machine, which outlives the runs, and in the newest runs of all machines."""
+        for path in sorted((self.catalogue.files.root / "last").glob("*/*.json")):
+            if entry := _entry(path.read_bytes()):
+                self._keep(entry, f"the newest result of {path.stem} in {path.parent.name}")
+        runs = self.catalogue.runs.values()
+        newest = {(run.pipeline, stage): name for run in runs for stage, name in run.results.items()}
+        for (pipeline, stage), name in newest.items():
+            self._keep(name, f"the newest result of {stage} in {pipeline}")
 
     def _ancestors(self) -> None:
         waiting = list(self.reasons)

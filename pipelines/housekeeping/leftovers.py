@@ -60,7 +60,8 @@ def unfinished(catalogue: Catalogue, alive: Alive) -> Iterator[Item]:
     for place in sorted((places - set(known)) | stray):
         _, method, key = place.split("/")[:3]
         if place in complete:
-            why, goes = "its manifest cannot be read: of another version, or damaged (regraft verify)", False
+            verify = catalogue.store.command("verify")
+            why, goes = f"its manifest cannot be read: of another version, or damaged ({verify})", False
         else:
             why, goes = _unless_held(alive, key, "no manifest names it: an upload or a removal was cut off")
         yield Item("unfinished", place, f"{method} {key[:8]}", files.tree_bytes(place), "", 0.0, goes, why)

@@ -104,10 +104,6 @@ def _apply(record: RunRecord, event: Mapping[str, Any]) -> None:
 
 
 def _result(method: str, event: Mapping[str, Any]) -> Short | None:
-    """The result a stage ended with. Its address tells, for an accepted one was made under another key."""
-    uris = [item.get("uri") or "" for item in event.get("outputs") or ()]
-    if not uris:
-        return None
-    parts = uris[0].split("/")
-    place = len(parts) - 1 - parts[::-1].index("artifacts") if "artifacts" in parts else len(parts)
-    return short(method, parts[place + 2] if place + 2 < len(parts) else event.get("key") or "")
+    """The result a stage ended with; `method` is that of the stage."""
+    has_result = bool(event.get("outputs") and event.get("key"))
+    return short(event.get("method") or method, event["key"]) if has_result else None

@@ -1,7 +1,7 @@
 """What the driver holds of the mirror: a process to wake, and to wait for at the end. Imports no MLflow.
 
 The mirror reads the journal by itself, so nothing has to pass through the pipe but the news that there is more to read.
-A full pipe therefore loses nothing, and `send` never waits.
+A full pipe therefore loses nothing, and `wake` never waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pipelines.journal import run_directory
 class Mirror:
     """The process that mirrors one run. Its failures never reach the run: `finish` tells of them."""
 
-    def __init__(self, store: Path, run_id: str) -> None:
+    def __init__(self, store: Path, run_id: str, resync: str) -> None:
+        """Start mirroring run `run_id` of `store`, whose journal need not exist yet; `resync` is told on failure."""
+        self._resync = resync
         self._log = run_directory(store, run_id) / "mirror.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._problem = ""
@@ -40,13 +42,8 @@ class Mirror:
         except OSError as problem:
             self._problem = f"the mirror did not start: {problem}"
 
-    @classmethod
-    def start(cls, store: Path, run_id: str) -> Mirror:
-        """Start mirroring run `run_id` of `store`; its journal need not exist yet."""
-        return cls(store, run_id)
-
-    def send(self, event_json_line: str) -> None:  # noqa: ARG002 - the journal has the line
-        """Tell the mirror that this line has been added to the journal."""
+    def wake(self) -> None:
+        """Tell the mirror that the journal has grown."""
         if self._process is None or self._process.stdin is None or self._problem:
             return
         try:
@@ -77,7 +74,7 @@ class Mirror:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _advice(self, problem: str) -> str:
-        return f"{problem}; `regraft resync` completes it (details: {self._log})"
+        return f"{problem}; `{self._resync}` completes it (details: {self._log})"
 
 
 def _environment() -> dict[str, str]:

@@ -114,7 +114,8 @@ class _Link:
     def over(self, view: RunView) -> str:
         """Why nothing more will come of a run whose journal has no end; "" while more may come."""
         if death := self.store.death_of(self.run):
-            return f"run {self.run} ended without a word: {death}; go on with: regraft resume {self.run}"
+            again = self.store.command(f"resume {self.run}")
+            return f"run {self.run} ended without a word: {death}; go on with: {again}"
         if view.started or self.submission is None:
             return ""
         job = self._job(self.submission)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 
+from pipelines.hints import DEFAULT_STORE, STORE_VARIABLE
 from pipelines.journal import list_runs
 from pipelines.remote.submission import Submission, at_cluster, find
 from pipelines.store import Store, open_store
-
-DEFAULT_STORE = ".regraft"
-STORE_VARIABLE = "REGRAFT_STORE"
 
 
 def locate(store: str, run: str | None, cluster: str | None = None) -> tuple[Store, str | None, Submission | None]:

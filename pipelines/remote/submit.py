@@ -17,14 +17,14 @@ import yaml
 from clusters.package import PackageError, collect
 from clusters.profile import Profile, ProfileError, load_profile
 from pipelines.journal import new_run_name
-from pipelines.preflight import beyond
+from pipelines.preflight import check_capacity
 from pipelines.remote.submission import Submission, connect
+from pipelines.selection import Selection, choose
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from clusters.executor import Capacity
     from clusters.jobs import Jobs
-    from pipelines.spec.pipeline import Pipeline
+    from pipelines.spec.pipeline import Pipeline, StageSpec
 
 CLUSTER_NAME: Final = "regraft-cluster.yaml"
 NOT_HANDED_ON: Final = ("description", "dashboard", "env", "shared_disk", "regraft_installed")
@@ -38,8 +38,15 @@ class Wish:
     file: Path
     cluster: str
     store: str
+    selection: Selection
     arguments: tuple[str, ...]
-    """Of `regraft run`, after the pipeline."""
+    """Of `regraft run`, after the pipeline, but for the selection."""
+
+    @property
+    def may_run(self) -> list[StageSpec]:
+        """The stages that may run there. Raises UserError for a selection that means nothing."""
+        chosen = choose(self.pipeline, self.selection).chosen
+        return [spec for name, spec in self.pipeline.stages.items() if name in chosen]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def submit(wish: Wish) -> Submitted:
     try:
         nodes = jobs.nodes()
         store = _reachable_store(wish.store, elsewhere(nodes), profile, wish.cluster)
-        _require_capacity(wish.pipeline, capacity(nodes, profile), wish.cluster)
+        check_capacity(wish.may_run, capacity(nodes, profile), f"cluster {wish.cluster!r}")
         with tempfile.TemporaryDirectory() as directory:
             return _send(wish, profile, store, jobs, Path(directory))
     except PackageError as error:
@@ -101,6 +108,7 @@ def _send(wish: Wish, profile: Profile, store: str, jobs: Jobs, directory: Path)
 def _command(wish: Wish, store: str) -> str:
     """The driver's command line, seen from the unpacked package. The run's name is no part of it."""
     parts = ["run", _name(wish.file), "--cluster", CLUSTER_NAME, "--store", store, "--view", "lines", *wish.arguments]
+    parts += wish.selection.arguments()
     return f"exec python -m pipelines.remote.driver {shlex.join(parts)}"
 
 
@@ -151,16 +159,3 @@ def _reachable_store(store: str, others: list[str], profile: Profile, cluster: s
             fix="--store s3://BUCKET/FOLDER; or, when all nodes see that very path, `shared_disk: true` in the profile",
         )
     return path
-
-
-def _require_capacity(pipeline: Pipeline, limits: Capacity, cluster: str) -> None:
-    where = f"cluster {cluster!r}"
-    problems = [
-        f"stage {spec.name!r} {message}"
-        for spec in pipeline.stages.values()
-        for message, _ in beyond(spec, limits, where)
-    ]
-    if problems:
-        raise UserError(
-            "\n".join(problems), fix="ask for less with --set STAGE.resources.cpus=…, or use another cluster"
-        )

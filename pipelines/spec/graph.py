@@ -1,4 +1,4 @@
-"""The order of the DAG, and the full path of each cycle where there is none."""
+"""The order of the DAG, and where there is none the full path of a cycle."""
 
 from __future__ import annotations
 

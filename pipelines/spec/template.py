@@ -1,4 +1,4 @@
-"""`${params.NAME}` and `${matrix.NAME}`: the only substitutions there are.
+"""`${params.NAME}` and `${matrix.NAME}`, replaced before a pipeline is typed. A gate's `${STAGE.METRIC}` stays.
 
 A value that is one reference keeps the type of what it names; a reference inside a longer text is written into it.
 """

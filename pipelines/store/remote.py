@@ -307,7 +307,8 @@ class RemoteStore(Store):
 
     def _damaged(self, manifest: Manifest, output: str, problem: str) -> UserError:
         message = f"the artifact of stage {manifest.stage!r} is damaged: {problem}"
-        return UserError(message, where=self.uri(manifest, output), fix="regraft verify --repair, then run again")
+        fix = f"{self.command('verify --repair')}, then run again"
+        return UserError(message, where=self.uri(manifest, output), fix=fix)
 
     def _remove_place(self, manifest: Manifest) -> None:
         """Take back an upload that nobody can see; if that fails too, it stays unseen.

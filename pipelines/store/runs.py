@@ -28,12 +28,6 @@ class RunRecords:
             if name == run or self.death_of(name) != "":
                 shutil.rmtree(self.root / "work" / name, ignore_errors=True)
 
-    def mark_run(self, holder: Holder) -> None:
-        """Note that the run of `holder` goes on."""
-        directory = self.run_directory(holder.run)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "open").write_text(holder.to_json(), encoding="utf-8")
-
     def beat_run(self, run: str) -> None:
         """The heartbeat of a run's mark."""
         with contextlib.suppress(FileNotFoundError):

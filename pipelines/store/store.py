@@ -7,6 +7,9 @@
     scratch/<key>/<attempt>/                   a stage's own, survives retries, removed once its result is published
     work/<run>/                                what attempts are writing; nobody reads it
     last/<pipeline>/<stage>.json               the key a stage had last, so that a change can be explained
+    damaged/, replaced/                        artifacts that were put aside
+    accepted/, tags/, lineage/                 small records: accepted code, names, manifests of what `gc` removed
+    cache/                                     what is remembered of files, and may be deleted
 
 On a local disk publishing is one rename of a complete directory. Elsewhere the files go up first and the manifest last.
 Remote artifacts are read through a local copy.
@@ -19,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +29,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines import hints
 from pipelines.store.contents import StampedDigests, damage, describe, write_atomically
 from pipelines.store.datasets import column_problem, declared_schema
 from pipelines.store.disk_lease import DiskLeases
@@ -60,6 +63,8 @@ class Store(RunRecords):
         except OSError as error:
             message = f"cannot make the store {self.root}: {error.strerror}"
             raise UserError(message, fix="choose another place with --store") from None
+        self.default = hints.default_store()
+        """What a command takes that names no store, in the directory where this one was given."""
         self._sources: StampedDigests | None = None
         self._directories: dict[tuple[str, str], Path] = {}
         self.tell: Callable[[float, float, str], None] = lambda *_: None
@@ -71,10 +76,9 @@ class Store(RunRecords):
         """What `open_store` takes to open this store."""
         return str(self.root)
 
-    @property
-    def option(self) -> str:
-        """What a command line needs to mean this store, with a blank before it: nothing for the one it takes anyway."""
-        return "" if self.root == Path.cwd() / ".regraft" else f" --store {shlex.quote(self.location)}"
+    def command(self, text: str) -> str:
+        """`regraft` with `text`, as a person types it, where this command was given, to mean this store."""
+        return f"regraft {hints.naming(text, self.location, self.default)}"
 
     @property
     def sources(self) -> StampedDigests:

@@ -1,4 +1,4 @@
-"""Files to and from an object store: several at once, with progress, and each whole or not at all."""
+"""Files to and from an object store: several at once, with progress; one that fails ends the transfer."""
 
 from __future__ import annotations
 

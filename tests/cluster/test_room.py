@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from clusters.room import Situation, Waits
 from pipelines.cli.history import show_status
 from pipelines.journal import JournalWriter
 from pipelines.preflight import check_capacity
+from pipelines.remote.submit import Wish
+from pipelines.selection import EVERYTHING, Selection
+from pipelines.spec.document import Document
+from pipelines.spec.load import parse
 from pipelines.store import open_store
 from stages.errors import UserError
 from tests.engine.conftest import bench as bench
@@ -178,12 +183,21 @@ def test_a_group_that_fits_on_no_nodes_is_refused_before_compute(bench, monkeypa
     plan = bench.plan(f"name: x\nstages:\n  a: {{uses: 'tests.toy:Write', resources: {{{asked}}}}}\n")
     here = Capacity(4, 2, 8 * GIB, 8, 2, NODES)
     if not told:
-        check_capacity(plan, here, "cluster 'x'")
+        check_capacity(plan.may_run, here, "cluster 'x'")
         return
     with pytest.raises(UserError, match="stage 'a': ") as caught:
-        check_capacity(plan, here, "cluster 'x'")
+        check_capacity(plan.may_run, here, "cluster 'x'")
     assert told in caught.value.message
-    check_capacity(plan, Profile(address="auto", cpus=16, gpus=16, nodes=2).widest(here), "cluster 'x'")
+    check_capacity(plan.may_run, Profile(address="auto", cpus=16, gpus=16, nodes=2).widest(here), "cluster 'x'")
+
+
+def test_what_is_submitted_is_weighed_without_the_stages_that_were_not_chosen():
+    text = "name: x\nstages:\n  a: {uses: 'tests.toy:Write', resources: {cpus: 64}}\n"
+    pipeline = parse(Document("p", text + "  b: {uses: 'tests.toy:Copy', inputs: {text: a}}\n"))
+    wish = Wish(pipeline, Path("p"), "x", "s3://b/s", Selection(only=("b",)), ())
+    check_capacity(wish.may_run, Capacity(4, 2, 8 * GIB, 8, 2, NODES), "cluster 'x'")
+    with pytest.raises(UserError, match="asks for 64 cpus"):
+        check_capacity(replace(wish, selection=EVERYTHING).may_run, Capacity(4, 2, 8 * GIB, 8, 2, NODES), "x")
 
 
 def test_status_tells_it(tmp_path, capsys):

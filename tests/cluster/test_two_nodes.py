@@ -95,7 +95,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(client: Regraft, no
     text = 'name: big\nstages:\n  s: {uses: "tests.toy:Write", resources: {cpus: 64}}\n'
     refused = client("submit", client.write(text), "--cluster", "two.yaml")
     assert refused.returncode == 2
-    assert "stage 's' asks for 64 cpus" in refused.stderr
+    assert "stage 's': asks for 64 cpus" in refused.stderr
     client.write(nodes.profile().replace(str(nodes.dashboard_port), "1"), "nobody.yaml")
     unreachable = client("submit", "pipeline.yaml", "--cluster", "nobody.yaml")
     assert "no Ray dashboard answers at http://127.0.0.1:1" in unreachable.stderr

@@ -78,6 +78,16 @@ def test_a_plan_of_the_smoke_run_is_about_its_small_stages_and_its_store(regraft
     assert "cached" not in regraft("plan", "p.yaml"), "the real one has not run"
 
 
+def test_a_smoke_run_that_is_resumed_advises_the_whole_pipeline_in_the_store_it_belongs_to(regraft, tmp_path):
+    elsewhere = str(tmp_path / "elsewhere")
+    for store, more, named in ((".regraft", (), ""), (elsewhere, ("--store", elsewhere), f" --store {elsewhere}")):
+        first = regraft("run", "p.yaml", "--smoke", *INLINE, *more)
+        again = regraft("resume", "latest", "--inline", "--store", f"{store}/smoke")
+        for told in (first, again):
+            assert "the pipeline holds together" in told
+            assert f"next:\n  regraft run p.yaml{named}\n" in told
+
+
 def test_verify_finds_damage(regraft, tmp_path):
     regraft("run", "p.yaml", *INLINE)
     report = next((tmp_path / ".regraft" / "artifacts").glob("*Copy/*/text/report.json"))

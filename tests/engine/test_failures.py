@@ -1,5 +1,9 @@
 """Failures: isolated, retried only when that can help, told with their own words, and nothing finished is lost."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import uuid
 from functools import partial
@@ -11,8 +15,10 @@ from clusters.lost import ClusterLostError, Loss
 from pipelines import attempts
 from pipelines.cli import session
 from pipelines.cli.history import read_run
-from pipelines.journal import Journal, list_runs
+from pipelines.journal import Journal, JournalWriter, list_runs
+from pipelines.remote.cancel import cancel
 from pipelines.store import open_store
+from pipelines.store.holder import Holder
 from pipelines.store.lease import UnreachableError
 from pipelines.worker import _failure, execute
 from stages.errors import StageError, UserError
@@ -144,6 +150,15 @@ stages:
     assert "stage 'a'" in str(caught.value)
     assert "nothing.txt" in str(caught.value)
     assert bench.executions() == []
+
+
+def test_a_source_that_cannot_be_asked_is_told_by_its_name(bench, monkeypatch):
+    def ask(_):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("tests.toy.ReadFile.sources", ask)
+    with pytest.raises(UserError, match="cannot ask for its sources: no route to the hub"):
+        bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:ReadFile', with: {path: x}}\n")
 
 
 def test_the_journal_tells_the_whole_story(bench):
@@ -284,3 +299,29 @@ def test_a_run_that_is_refused_after_it_began_has_failed(bench, monkeypatch):
         bench.run("name: one\nstages:\n  a: {uses: 'tests.toy:Write'}\n")
     [run] = list_runs(bench.store.root)
     assert read_run(bench.store, run).state == "failed"
+
+
+@pytest.mark.parametrize("answer", [ProcessLookupError, PermissionError])
+def test_a_driver_that_cannot_be_signalled_is_told(bench, monkeypatch, answer):
+    """It ends between the look and the signal, or belongs to somebody else."""
+    driver = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1)
+    driver.stdout.readline()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: driver.pid)
+        holder = Holder.here("r")
+    real = os.kill
+
+    def kill(*_):
+        real(driver.pid, signal.SIGKILL)
+        driver.wait()
+        raise answer
+
+    writer = JournalWriter(bench.store.run_directory("r"))
+    writer.write({"event": "run-started", "run": "r", "pipeline": "x", "stages": []})
+    writer.mark.write_text(holder.to_json())
+    monkeypatch.setattr(os, "kill", kill)
+    if answer is PermissionError:
+        with pytest.raises(UserError, match="belongs to another user"):
+            cancel(bench.store, "r", 0.0, None)
+    else:
+        assert cancel(bench.store, "r", 0.0, None) == []

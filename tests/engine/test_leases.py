@@ -22,7 +22,7 @@ from pipelines.store.lease import Claim, Lease, LeaseLostError, Leases
 from pipelines.store.remote_lease import RemoteLeases
 from stages.artifacts import Report
 from stages.stage import Output
-from tests.holders import dead, far
+from tests.holders import dead, far, mark
 from tests.store.test_store import draft
 
 KEY = "k" * 64
@@ -309,7 +309,7 @@ def test_a_run_that_died_after_publishing_leaves_no_lease_to_the_next(bench, mon
         assert store.claim(key, run).attempt()
     gone = JournalWriter(store.run_directory("r1"))
     gone.write({"event": "run-started", "run": "r1"})
-    store.mark_run(dead("r1"))
+    mark(store, dead("r1"))
     assert set(bench.run(text).states.values()) == {"cached"}
     assert sorted(store.leases.files.list_keys()) == [key[:24] for key in (KEY, "m" * 64, "n" * 64)]
     claim = store.claim(KEY, Holder.here("r3"))
@@ -321,7 +321,7 @@ def test_a_run_that_died_after_publishing_leaves_no_lease_to_the_next(bench, mon
 def test_only_the_work_of_dead_runs_is_cleared(tmp_path):
     store = Store(tmp_path)
     for holding in (Holder.here("alive"), dead("dead"), far("far")):
-        store.mark_run(holding)
+        mark(store, holding)
         store.workspace(KEY, holding.run)
     store.workspace(KEY, "unknown")
     store.clear_work()

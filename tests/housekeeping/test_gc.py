@@ -97,6 +97,18 @@ def test_the_newest_result_of_a_stage_stays_unless_told(shop: Shop) -> None:
     assert all(item.goes for item in look(shop, NOTHING))
 
 
+def test_the_newest_result_of_another_machine_stays(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(bench.directory / "one"))
+    bench.store = open_store(f"memory://{uuid.uuid4().hex}/store")
+    there = make_shop(bench)
+    monkeypatch.setenv("REGRAFT_CACHE", str(bench.directory / "two"))
+    bench.store = open_store(bench.store.location)
+    here = Shop(bench, there.results)
+    stays = {item.manifest.key: item.why for item in look(here, Policy(keep_last=0)) if not item.goes and item.manifest}
+    third = there.results[2].manifests
+    assert stays == {made.key: f"the newest result of {stage} in shop" for stage, made in third.items()}
+
+
 def test_only_what_was_not_used_for_long_goes(shop: Shop) -> None:
     old = Policy(keep_last=1, older_than=86400)
     assert not [item for item in look(shop, old) if item.goes]

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.journal import run_directory
-from pipelines.lineage import Mirror, resync, serve
 from pipelines.lineage.address import tracking_uri
 from pipelines.lineage.cursor import Cursor, identity, locked
+from pipelines.lineage.feed import Mirror
+from pipelines.lineage.server import resync, serve
 from pipelines.lineage.tracker import Tracker
 from stages.errors import UserError
 from tests.lineage.journals import Writer, stage
@@ -52,17 +53,19 @@ def write(writer: Writer) -> None:
 
 def test_the_driver_feeds_a_process(own_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    mirror = Mirror.start(own_store, "live")
+    mirror = Mirror(own_store, "live", "regraft resync")
     writer = Writer(own_store, "live")
-    mirror.send(writer.start(STAGES, "process"))
-    mirror.send(writer.begin("one"))
+    writer.start(STAGES, "process")
+    mirror.wake()
+    writer.begin("one")
     started = time.monotonic()
-    for step in range(20_000):
-        mirror.send(f"a bell may be rung without need, and {step} of them fill the pipe")
+    for _ in range(20_000):
+        mirror.wake()  # a bell may be rung without need, and many of them fill the pipe
     assert time.monotonic() - started < 2
-    mirror.send(writer.curve("one", 0, loss=1.0))
-    mirror.send(writer.finish("one", makes={"model": "model"}))
-    mirror.send(writer.end())
+    writer.curve("one", 0, loss=1.0)
+    writer.finish("one", makes={"model": "model"})
+    writer.end()
+    mirror.wake()
     assert mirror.finish(60) is None
     cursor = Cursor.load(run_directory(own_store, "live"))
     tracker = Tracker(own_store)
@@ -75,8 +78,8 @@ def test_a_dead_server_is_told_in_one_line_and_resync_completes(
     own_store: Path, dead_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(Writer(own_store, "late"))
-    mirror = Mirror.start(own_store, "late")
-    mirror.send("")
+    mirror = Mirror(own_store, "late", "regraft resync")
+    mirror.wake()
     problem = mirror.finish(60)
     assert problem is not None
     assert "MLflow at http://127.0.0.1:" in problem
@@ -92,8 +95,8 @@ def test_a_dead_server_is_told_in_one_line_and_resync_completes(
 
 def test_a_process_that_cannot_start_is_told(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(own_store / "no-python"))
-    mirror = Mirror.start(own_store, "none")
-    mirror.send("{}")
+    mirror = Mirror(own_store, "none", "regraft resync")
+    mirror.wake()
     assert "did not start" in str(mirror.finish(1))
 
 
@@ -145,7 +148,8 @@ def test_the_server_shows_the_runs_and_stops_with_the_command(own_store: Path) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = f"from pathlib import Path; from pipelines.lineage import serve; serve(Path({str(own_store)!r}), {port})"
+    program = "from pathlib import Path; from pipelines.lineage.server import serve; "
+    program += f"serve(Path({str(own_store)!r}), {port})"
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(
@@ -168,8 +172,9 @@ def test_the_server_shows_the_runs_and_stops_with_the_command(own_store: Path) -
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_the_package_imports_no_mlflow() -> None:
-    program = "import pipelines.lineage, sys, json; print(json.dumps(sorted(sys.modules)))"
+def test_what_the_driver_holds_imports_no_mlflow() -> None:
+    light = ", ".join(f"pipelines.lineage.{name}" for name in ("drawing", "feed", "server", "view"))
+    program = f"import {light}, sys, json; print(json.dumps(sorted(sys.modules)))"
     root = str(Path(__file__).parents[2])
     found = subprocess.check_output([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root})
     assert not {"mlflow", "torch", "ray", "transformers"} & set(json.loads(found))

@@ -15,6 +15,7 @@ import pytest
 from pipelines.claims import Claims
 from pipelines.cli.history import find_run, read_run
 from pipelines.cli.session import RunOptions
+from pipelines.journal import JournalWriter
 from pipelines.plan import Step
 from pipelines.store import Store, open_store, uplink
 from pipelines.store.holder import Holder
@@ -295,6 +296,26 @@ def wait_until(there, *processes: subprocess.Popen) -> None:
     while not there():
         assert all(process.poll() is None for process in processes)
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("ahead", [-600, 0, 600])
+def test_a_clock_that_differs_from_the_bucket_s_kills_no_run(machines, monkeypatch, ahead):
+    one = machines.store("one")
+    for run in ("lives", "silent"):
+        JournalWriter(one.run_directory(run)).write({"event": "run-started", "run": run, "pipeline": "p", "stages": []})
+        (one.run_directory(run) / "open").write_text(far(run).to_json())
+        assert uplink.Uplink(one.remote, f"{one.base}/runs/{run}", one.run_directory(run)).send() == ""
+    real = uplink._written
+
+    def written(about):
+        return real(about) + ahead - (120 if "/silent/" in about["name"] else 0)
+
+    monkeypatch.setattr(uplink, "_written", written)
+    two = machines.store("two")
+    two.pull_runs()
+    assert two.death_of("lives") == ""
+    assert "nothing has been heard of it for" in two.death_of("silent")
+    assert [name for name in two.remote.find(two.base) if "/clock/" in name] == []
 
 
 def test_what_is_local_stays_local(machines, tmp_path):

@@ -158,3 +158,19 @@ def test_unusable_places(tmp_path):
         open_store(str(tmp_path / "file" / "store"))
     with pytest.raises(UserError, match="cannot open the store nosuch://x"):
         open_store("nosuch://x")
+
+
+def test_a_command_names_the_store_unless_it_takes_it_anyway(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REGRAFT_STORE", raising=False)
+    here = open_store(".regraft")
+    there = open_store("a store")
+    monkeypatch.chdir("/")  # as `resume` does, to where the run was started: the person stays where he is
+    assert here.command("status") == "regraft status"
+    assert there.command("status") == f"regraft status --store '{tmp_path}/a store'"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGRAFT_STORE", "a store")
+    assert open_store("a store").command("status") == "regraft status"
+    assert open_store(".regraft").command("status") == f"regraft status --store {tmp_path}/.regraft"
+    monkeypatch.setenv("REGRAFT_STORE", "memory://some/store/")
+    assert open_store("memory://some/store").command("status") == "regraft status"

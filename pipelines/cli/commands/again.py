@@ -47,8 +47,8 @@ def rerun(
 
     opened = open_store(store)
     again = Again(opened, run_, cluster, inline, None if view == "auto" else view, fail_fast)
-    pipeline, result, arguments = rerun_run(again, selection_of(only, from_, until, force), tuple(set_ or ()))
-    finish(pipeline, opened, result, arguments, quiet=view == "quiet")
+    ran = rerun_run(again, selection_of(only, from_, until, force), tuple(set_ or ()))
+    finish(ran.pipeline, opened, ran.result, ran.arguments, quiet=view == "quiet", smoke=ran.smoke)
 
 
 def resume(
@@ -64,8 +64,8 @@ def resume(
 
     opened = open_store(store)
     again = Again(opened, run_, cluster, inline, None if view == "auto" else view)
-    pipeline, result, arguments = resume_run(again)
-    finish(pipeline, opened, result, arguments, quiet=view == "quiet")
+    ran = resume_run(again)
+    finish(ran.pipeline, opened, ran.result, ran.arguments, quiet=view == "quiet", smoke=ran.smoke)
 
 
 def accept_drift(

@@ -94,12 +94,12 @@ def tag(
     opened = open_store(store)
     if remove:
         if not (name or target):
-            raise UserError("which tag?", fix="regraft tag NAME --remove")
+            raise UserError("which tag?", fix=opened.command("tag NAME --remove"))
         housekeeping.take_tag(opened, name or target or "")
     elif target and name:
         housekeeping.give_tag(opened, target, name)
     elif target:
-        raise UserError(f"which tag shall {target!r} get?", fix=f"regraft tag {target} NAME")
+        raise UserError(f"which tag shall {target!r} get?", fix=opened.command(f"tag {target} NAME"))
     else:
         housekeeping.show_tags(opened, as_json=json_)
 

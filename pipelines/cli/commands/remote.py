@@ -45,10 +45,10 @@ def submit(
     from pipelines.remote.submit import submit as send
 
     loaded = load_pipeline(pipeline, set_)
+    selection = selection_of(only, from_, until, force)
     arguments = [part for text in loaded.overrides for part in ("--set", text)]
-    arguments += selection_of(only, from_, until, force).arguments()
     arguments += [*(["--fail-fast"] if fail_fast else []), *([] if track else ["--no-track"])]
-    submitted = send(Wish(loaded, find_pipeline(pipeline), cluster, store, tuple(arguments)))
+    submitted = send(Wish(loaded, find_pipeline(pipeline), cluster, store, selection, tuple(arguments)))
     show_submitted(submitted, as_json=json_)
 
 
@@ -69,7 +69,7 @@ def cancel(
     print(left_over(left))
     if left:
         raise typer.Exit(1)
-    print(f"go on with: regraft resume {name}{opened.option}")
+    print(f"go on with: {opened.command(f'resume {name}')}")
 
 
 def clusters(json_: Json = False) -> None:
@@ -94,4 +94,4 @@ def _seconds(grace: str) -> float:
     try:
         return parse_duration(float(grace) if grace.replace(".", "", 1).isdigit() else grace)
     except ValueError as error:
-        raise UserError(f"--grace: {error}") from None
+        raise UserError(f"--grace: {error}", fix="for example --grace 5m, or 0s to stop it at once") from None
