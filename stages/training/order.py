@@ -7,10 +7,11 @@ uninterrupted one sees, and neither the workers nor the micro-batch decide which
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import numpy as np
+
+from stages.seeds import derived_seed
 
 
 def global_batch(step: int, batch_size: int, num_samples: int, seed: int) -> list[int]:
@@ -31,13 +32,9 @@ def micro_batches(share: list[int], micro_batch: int, num_micro: int) -> list[li
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the random numbers (dropout, sampling) that worker `rank` draws in `step`, in [0, 2^63)."""
-    return _derived(seed, "step", step, rank)
+    return derived_seed(seed, "step", step, rank)
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(_derived(seed, "order", epoch))).permutation(num_samples)
-
-
-def _derived(*parts: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+    return np.random.Generator(np.random.PCG64(derived_seed(seed, "order", epoch))).permutation(num_samples)

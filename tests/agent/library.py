@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.agent.environment.toolbox import Toolbox
+from stages.agent.report.actions import Action
 from stages.agent.report.episode import ReportEnvironment
 from stages.agent.report.expert import Work, work
 from stages.agent.report.expert_stage import AgentReportExpert
@@ -79,8 +81,12 @@ TOPIC = Topic(
 
 def after(*taken: Any, limits: Limits | None = None) -> State:
     """The state after actions; a search is given as (action, evidence)."""
-    state = State(TOPIC.query)
-    for one in taken:
-        action, found = one if isinstance(one, tuple) else (one, ())
-        state = advanced(state, action, limits or Limits(), found)
+    return replayed(TOPIC.query, (one if isinstance(one, tuple) else (one, ()) for one in taken), limits or Limits())
+
+
+def replayed(query: str, taken: Iterable[tuple[Action, Sequence[Evidence]]], limits: Limits) -> State:
+    """The report that actions and findings make. Raises ActionError at the first that is not possible."""
+    state = State(query)
+    for action, found in taken:
+        state = advanced(state, action, limits, found)
     return state

@@ -92,7 +92,8 @@ def test_missing_and_damaged_indexes_are_refused(tmp_path, index):
 
 def test_titles():
     assert split_title("Alien -- A film -- indeed", " -- ") == ("Alien", "A film -- indeed")
-    assert split_title("one two three", " -- ", longest=2) == ("one two…", "one two three")
+    assert split_title("1 2 3 4 5 6 7 8", " -- ") == ("1 2 3 4 5 6 7 8", "1 2 3 4 5 6 7 8")
+    assert split_title("1 2 3 4 5 6 7 8 9", " -- ") == ("1 2 3 4 5 6 7 8…", "1 2 3 4 5 6 7 8 9")
     assert split_title(" -- x", " -- ") == ("-- x", "-- x")
     assert split_title("one", "") == ("one", "one")
 

@@ -13,7 +13,7 @@ from stages.agent.conversation.messages import Message, write_turn
 from stages.agent.conversation.records import read_trajectories
 from stages.agent.evaluate.figure import draw_outcomes
 from stages.agent.evaluate.page import write_page
-from stages.agent.evaluate.scores import Outcome, figures, summary
+from stages.agent.evaluate.scores import FIGURES, Outcome, figures, summary
 from stages.agent.evaluate.stage import AgentEvaluate, AgentEvaluateParameters
 from stages.agent.questions.stage import AgentQuestions
 from stages.artifacts import Dataset, Model
@@ -26,7 +26,8 @@ ANSWER = ("assistant", write_turn("So.", "ok"))
 
 def outcome(seed: int, task: str, success: bool, reward: float, kind: str = "fact", **counts: int) -> Outcome:
     found = replace(talk(ANSWER, task=task, reward=reward), kind=kind)
-    return Outcome(seed, found, success, tokens=10 * counts.get("turns", 1), counts=Counter({"turns": 1} | counts))
+    tokens = 10 * counts.get("turns", 1)
+    return Outcome(seed, found, success, tokens, 3 * tokens, Counter({"turns": 1} | counts))
 
 
 OUTCOMES = [
@@ -46,11 +47,13 @@ def test_figures_are_means_over_episodes():
             "calls": 3,
             "turns": 4,
             "tokens": 40,
+            "total_tokens": 120,
             "well_formed": 14 / 16,
             "answered": 1,
             "failed_calls": 0.75,
         }
     )
+    assert list(found) == list(FIGURES)
 
 
 def test_seeds_and_kinds_stand_by_themselves():
@@ -65,7 +68,7 @@ def test_seeds_and_kinds_stand_by_themselves():
 
 
 def test_an_episode_that_never_began_counts():
-    nothing = Outcome(0, replace(talk(), ending="window"), False, 0, Counter())
+    nothing = Outcome(0, replace(talk(), ending="window"), False, 0, 0, Counter())
     assert figures([nothing])["well_formed"] == 0
     assert figures([nothing])["answered"] == 0
 
@@ -73,7 +76,7 @@ def test_an_episode_that_never_began_counts():
 def test_the_page_is_read_only(tmp_path):
     hostile = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
     found = talk(("assistant", hostile), ("tool", hostile), ANSWER, question=hostile, answers=(hostile,))
-    write_page(tmp_path / "page.html", [Outcome(0, found, False, 3, Counter(turns=2))] * 101)
+    write_page(tmp_path / "page.html", [Outcome(0, found, False, 3, 9, Counter(turns=2))] * 101)
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert "<img" not in page

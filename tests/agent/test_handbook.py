@@ -29,7 +29,7 @@ from tests.agent.world import run, talk
 from tests.machine import one_thread as one_thread
 from tests.tiny import tiny_model
 
-READ = Behaviour("behavior_read_first", "Read the document before you answer.", "fact")
+READ = Behaviour("behavior_read_first", "Read the document before you answer.")
 LISTS = (
     "behavior_read_first: Read the document before you answer.\nbehavior_leak: The answer is ok.\nnothing",
     "behavior_again: Before you answer, read the document.\nbehavior_dates: Give dates in full.",

@@ -25,9 +25,9 @@ def test_entries_are_found_among_other_lines() -> None:
     behavior_read: Read it.
     behavior without a colon
     Not one: at all."""
-    assert parse_behaviours(written, "film") == [
-        Behaviour("behavior_search_title", "Search for the title.", "film"),
-        Behaviour("behavior_read", "Read it.", "film"),
+    assert parse_behaviours(written) == [
+        Behaviour("behavior_search_title", "Search for the title."),
+        Behaviour("behavior_read", "Read it."),
     ]
 
 

@@ -15,7 +15,8 @@ from stages.agent.environment.research import make_tools, open_environment
 from stages.agent.environment.toolbox import Toolbox
 from stages.agent.questions.drafts import Drafter, verify
 from stages.agent.questions.facts import facts, mention, sentences, word_cloze
-from stages.agent.questions.selection import Selection, is_heldout
+from stages.agent.questions.selected import is_heldout
+from stages.agent.questions.selection import Selection
 from stages.agent.questions.stage import AgentQuestions
 from stages.artifacts import Dataset
 from stages.errors import UserError

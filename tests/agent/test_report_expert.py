@@ -21,13 +21,12 @@ from stages.agent.report.judge import REPORT, Criterion, Draft, Judge
 from stages.agent.report.judge import Work as Judged
 from stages.agent.report.judge_rule import RuleJudge
 from stages.agent.report.records import read_exercises, read_topics
-from stages.agent.report.state import replayed
 from stages.agent.report.topics_stage import AgentReportTopics
 from stages.agent.report.view import citations
 from stages.agent.report.worlds import open_exercises
 from stages.artifacts import Dataset
 from stages.errors import UserError
-from tests.agent.library import BOOKS, SMALL, at_work, open_library, schooling
+from tests.agent.library import BOOKS, SMALL, at_work, open_library, replayed, schooling
 from tests.agent.world import make_index, run
 
 Library = dict[str, Dataset]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.agent.report.actions import Action, ActionError, Expand, Initialize, Search, Terminate, Write
-from stages.agent.report.state import Limits, State, advanced, expandable, possible, replayed
-from tests.agent.library import OVEN, STEAM, TOPIC, after
+from stages.agent.report.state import Limits, State, advanced, expandable, possible
+from tests.agent.library import OVEN, STEAM, TOPIC, after, replayed
 
 BEGIN = Initialize(("Rye", "Steam"))
 FIND = (Search(("rye",)), (OVEN, STEAM))

@@ -17,10 +17,10 @@ from stages.artifacts import Dataset, DatasetCard, Schema
 from stages.data.reading import read_batches
 from stages.errors import UserError
 
-_MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TRAJECTORIES: Final = pa.schema(
     [
-        ("trajectory", _MESSAGES),
+        ("trajectory", MESSAGES),
         ("reward", pa.float64()),
         ("task", pa.string()),
         ("question", pa.string()),
@@ -31,7 +31,7 @@ _TRAJECTORIES: Final = pa.schema(
 )
 _TASKS: Final = pa.schema(
     [
-        ("messages", _MESSAGES),
+        ("messages", MESSAGES),
         ("id", pa.string()),
         ("answers", pa.list_(pa.string())),
         ("solution", pa.string()),
@@ -57,19 +57,19 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory], **ab
         for found in trajectories
     ]
     texts = (message["content"] for row in rows for message in row["trajectory"])
-    _write(directory, "trajectories", _TRAJECTORIES, rows, texts, about)
+    write_rows(directory, "trajectories", _TRAJECTORIES, rows, texts, about)
 
 
 def read_trajectories(dataset: Dataset) -> list[Trajectory]:
     """The trajectories as they were found: nothing of what they say is checked, see `agent.clean`."""
-    return [_trajectory(number, row) for number, row in enumerate(_rows(dataset))]
+    return [_trajectory(number, row) for number, row in enumerate(read_rows(dataset))]
 
 
 def sample_trajectories(dataset: Dataset, most: int) -> list[tuple[int, Trajectory]]:
     """At most `most` trajectories with the numbers of their rows, evenly spread over the dataset."""
     total = dataset.card.num_rows
     chosen = {number * total // most for number in range(most)} if total > most else set(range(total))
-    return [(number, _trajectory(number, row)) for number, row in enumerate(_rows(dataset)) if number in chosen]
+    return [(number, _trajectory(number, row)) for number, row in enumerate(read_rows(dataset)) if number in chosen]
 
 
 def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
@@ -87,7 +87,7 @@ def write_tasks(directory: Path, tasks: Iterable[Task], **about: str) -> None:
         for task in tasks
     ]
     columns = _TASKS.append(pa.field("data", pa.string())) if any(row["data"] for row in rows) else _TASKS
-    _write(directory, "messages", columns, rows, (row["messages"][0]["content"] for row in rows), about)
+    write_rows(directory, "messages", columns, rows, (row["messages"][0]["content"] for row in rows), about)
 
 
 def read_tasks(dataset: Dataset) -> list[Task]:
@@ -96,7 +96,9 @@ def read_tasks(dataset: Dataset) -> list[Task]:
     Raises UserError without rows, for a row that lacks question or answers or whose thoughts do not go with its
     solution, and where two rows have one id.
     """
-    tasks = [_task(f"row {number} of {dataset.path}", str(number), row) for number, row in enumerate(_rows(dataset))]
+    tasks = [
+        _task(f"row {number} of {dataset.path}", str(number), row) for number, row in enumerate(read_rows(dataset))
+    ]
     if not tasks:
         raise UserError(f"{dataset.path} has no questions", fix="make more with `agent.questions`")
     name, times = Counter(task.id for task in tasks).most_common(1)[0]
@@ -111,7 +113,7 @@ def read_tasks(dataset: Dataset) -> list[Task]:
 def write_documents(directory: Path, documents: Iterable[tuple[str, str]], **about: str) -> None:
     """Write documents (title, text) as a `text` dataset."""
     rows = [{"title": title, "text": text} for title, text in documents]
-    _write(directory, "text", _DOCUMENTS, rows, (row["text"] for row in rows), about)
+    write_rows(directory, "text", _DOCUMENTS, rows, (row["text"] for row in rows), about)
 
 
 def _task(where: str, number: str, row: Mapping[str, Any]) -> Task:
@@ -158,13 +160,14 @@ def _message(record: Mapping[str, Any]) -> Message:
     return Message(role, record["content"] or "")
 
 
-def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def read_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of all shards, in order."""
     for shard in dataset.shards:
         for batch in read_batches(shard):
             yield from batch.to_pylist()
 
 
-def _write(
+def write_rows(
     directory: Path,
     schema: Schema,
     columns: pa.Schema,
@@ -172,6 +175,7 @@ def _write(
     texts: Iterable[str],
     about: Mapping[str, str],
 ) -> None:
+    """Write a dataset of one shard, whose size is that of `texts`; `about` are `licence` and `source` of its card."""
     pq.write_table(pa.Table.from_pylist(rows, columns), directory / "shard-00000.parquet", compression="zstd")
     num_bytes = sum(len(text.encode()) for text in texts)
     DatasetCard(schema, num_rows=len(rows), num_bytes=num_bytes, **about).write(directory)

@@ -23,6 +23,12 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
+def phrases_in(text: str, phrases: Iterable[str]) -> list[str]:
+    """Those of `phrases`, which are normalised already, that `text` says in whole words."""
+    said = f" {normalise(text)} "
+    return [phrase for phrase in phrases if phrase and f" {phrase} " in said]
+
+
 def exact_match(answer: str, answers: Iterable[str]) -> bool:
     """Whether `answer` is one of `answers`, up to normalisation."""
     found = _compared(answer)

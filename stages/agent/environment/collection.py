@@ -21,6 +21,8 @@ from stages.errors import UserError
 FILE: Final = "index.sqlite"
 MOST_QUERY_WORDS: Final = 64
 SNIPPET_WORDS: Final = 10
+TITLE_WORDS: Final = 8
+"""Of a document that has no title of its own."""
 _COMMON: Final = """
 a about also an and are as at be been but by can did do does for from had has have he her his i in into is it its of on
 or s she that the their them there they this to was were what when where which who whose will with
@@ -124,10 +126,10 @@ def build(directory: Path, documents: Iterable[tuple[str, str]]) -> Collection:
     return Collection(directory)
 
 
-def split_title(text: str, separator: str, longest: int = 8) -> tuple[str, str]:
+def split_title(text: str, separator: str) -> tuple[str, str]:
     """A document's title and the rest: cut at the first `separator`, else its first words as title of the whole."""
     title, found, rest = text.partition(separator) if separator else (text, "", "")
     if found and title.strip() and rest.strip() and "\n" not in title:
         return title.strip(), rest.strip()
     words = text.split()
-    return " ".join(words[:longest]) + ("…" if len(words) > longest else ""), text.strip()
+    return " ".join(words[:TITLE_WORDS]) + ("…" if len(words) > TITLE_WORDS else ""), text.strip()

@@ -164,7 +164,7 @@ def scripted(turns: Sequence[str]) -> Writer[AnyEpisode]:
     return lambda episodes: [Message("assistant", turns[episode.counts["turns"]]) for episode in episodes]
 
 
-def prove(environment: Environment, tools: Runner, garbage: Sequence[str] = GARBAGE) -> list[str]:
+def prove(environment: Environment, tools: Runner) -> list[str]:
     """What is wrong with an environment, as far as its own solutions can tell; nothing when it is in order.
 
     The solution of every task, followed by any of its answers, has to get the full reward without a failed call, and
@@ -181,7 +181,7 @@ def prove(environment: Environment, tools: Runner, garbage: Sequence[str] = GARB
                 problems.append(
                     f"task {task.id}: its solution gets {played.reward:.3g} for {answer!r} {failures or ''}"
                 )
-        for text in garbage:
+        for text in GARBAGE:
             episode = Episode(environment, task, Limits(1))
             (played,) = play([episode], scripted([text]), tools)
             if played.reward > 0:

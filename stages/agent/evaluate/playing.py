@@ -9,7 +9,8 @@ from stages.agent.environment.base import Environment
 from stages.agent.environment.toolbox import Toolbox
 from stages.agent.evaluate.scores import Outcome
 from stages.agent.rollout.engine import Engine
-from stages.agent.rollout.rollouts import Room, derived_seed, roll_out, succeeds
+from stages.agent.rollout.rollouts import Room, roll_out, succeeds
+from stages.seeds import derived_seed
 from stages.stage import Context
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from stages.agent.conversation.messages import TAGS, Message
-from stages.agent.environment.answers import normalise
+from stages.agent.environment.answers import normalise, phrases_in
 from stages.agent.environment.base import Task
 from stages.data.marks import MARKS
 
@@ -47,7 +47,6 @@ class Behaviour:
 
     name: str
     instruction: str
-    topic: str = ""
 
     @property
     def text(self) -> str:
@@ -55,10 +54,10 @@ class Behaviour:
         return f"{self.name}: {self.instruction}"
 
 
-def parse_behaviours(written: str, topic: str = "") -> list[Behaviour]:
+def parse_behaviours(written: str) -> list[Behaviour]:
     """The entries among the lines of what a model wrote, their names normalised; other lines are no entries."""
     found = (_ENTRY.match(line.strip()) for line in written.splitlines())
-    return [Behaviour(_name(match[1]), " ".join(match[2].split()), topic) for match in found if match]
+    return [Behaviour(_name(match[1]), " ".join(match[2].split())) for match in found if match]
 
 
 def rejection(behaviour: Behaviour, task: Task) -> Rejection | None:
@@ -78,7 +77,7 @@ def rejection(behaviour: Behaviour, task: Task) -> Rejection | None:
     known = {number for text in (task.question, *task.answers) for number in _NUMBER.findall(text)}
     if known & set(_NUMBER.findall(said)):
         return "number"
-    if any(f" {normalise(answer)} " in f" {normalise(said)} " for answer in task.answers if normalise(answer)):
+    if phrases_in(said, map(normalise, task.answers)):
         return "answer"
     return "copy" if _shares_words(said, task.question, COPIED_WORDS) else None
 

@@ -11,8 +11,9 @@ from stages.agent.conversation.rendering import Renderer
 from stages.agent.environment.base import Task
 from stages.agent.handbook.entries import Behaviour, Handbook, Rejection, parse_behaviours, rejection
 from stages.agent.rollout.engine import Engine, Request
-from stages.agent.rollout.rollouts import as_message, derived_seed
+from stages.agent.rollout.rollouts import as_message
 from stages.errors import UserError
+from stages.seeds import derived_seed
 
 REFLECT: Final = (
     "Below is how an assistant worked on a question with tools. Reflect on it: was the answer right, which steps were "
@@ -25,6 +26,8 @@ NAME_THEM: Final = (
     "Leave out names, numbers and anything else that belongs to this question alone."
 )
 
+SAMPLES: Final = 5
+"""Rejected entries shown for each reason."""
 LEAST_WORK: Final = 64
 """Tokens of work below which there is nothing to reflect on."""
 
@@ -81,7 +84,7 @@ def reflect(
         lists = _answers(engine, renderer, asked, room.tokens, [derived_seed(s, "name") for s in seeds], found)
         for trajectory, message in zip(part, lists, strict=True):
             task = Task(trajectory.task, _question(trajectory), trajectory.answers, kind=trajectory.kind)
-            for behaviour in parse_behaviours(message.content, trajectory.kind):
+            for behaviour in parse_behaviours(message.content):
                 found.offer(behaviour, task, threshold)
         progress(min(start + batch, len(trajectories)), len(trajectories), "trajectories")
     return found
@@ -139,7 +142,7 @@ def shown(behaviours: Sequence[Behaviour], most: int) -> list[str]:
     return [behaviour.text for behaviour in behaviours[:most]]
 
 
-def samples(found: Finding, most: int = 5) -> Iterator[tuple[Rejection, list[str]]]:
+def samples(found: Finding) -> Iterator[tuple[Rejection, list[str]]]:
     """A few of the rejected entries for each reason."""
     for reason, behaviours in found.rejected.items():
-        yield reason, shown(behaviours, most)
+        yield reason, shown(behaviours, SAMPLES)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from stages.agent.conversation.messages import ToolCall
-from stages.agent.environment.answers import normalise
+from stages.agent.environment.answers import normalise, phrases_in
 from stages.agent.environment.base import Task, Tool
 from stages.agent.environment.collection import Collection, Document
 from stages.agent.questions.facts import BLANK, Cloze, Fact, facts, mention, plain_title, word_cloze
@@ -131,7 +131,7 @@ class Drafter:
 def verify(draft: Draft, tools: Mapping[str, Tool]) -> Rejection | None:
     """What is wrong with a draft, as a model with these tools would find; None when it stands."""
     answer = normalise(draft.answer)
-    if not answer or _says(draft.question, answer):
+    if not answer or phrases_in(draft.question, [answer]):
         return "told"
     for number, hop in enumerate(draft.path, start=1):
         results = tools["search"](query=hop.query)
@@ -140,15 +140,11 @@ def verify(draft: Draft, tools: Mapping[str, Tool]) -> Rejection | None:
         shown = tools["visit"](id=hop.document.id)
         last = number == len(draft.path)
         wanted = answer if last else normalise(draft.path[number].query)
-        if not _says(shown, wanted):
+        if not phrases_in(shown, [wanted]):
             return "not-shown"
-        if not last and _says(shown, answer):
+        if not last and phrases_in(shown, [answer]):
             return "shortcut"
     return "ambiguous" if draft.cloze and _fits_elsewhere(draft.cloze, tools) else None
-
-
-def _says(text: str, wanted: str) -> bool:
-    return f" {wanted} " in f" {normalise(text)} "
 
 
 def _fits_elsewhere(cloze: Cloze, tools: Mapping[str, Tool]) -> bool:

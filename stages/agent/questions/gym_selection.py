@@ -12,21 +12,20 @@ from stages.agent.environment.base import Task
 from stages.agent.environment.episodes import prove
 from stages.agent.environment.gym.environment import GymEnvironment
 from stages.agent.environment.toolbox import Toolbox
-from stages.agent.questions.selection import SAMPLES, digest, is_heldout
-from stages.agent.rollout.rollouts import derived_seed
+from stages.agent.questions.selected import Selected
 from stages.errors import StageError, UserError
+from stages.seeds import derived_seed
 
 Rejection = Literal["not_made", "repeated", "unsayable", "unproved"]
 TRIES: Final = 3
 """Tasks to make for each that is wanted, before a generator is given up."""
 
 
-class GymSelection:
-    """The tasks that stand (`kept`), and what is wrong with the others, by reason."""
+class GymSelection(Selected[Task, str]):
+    """The tasks that stand, and what is wrong with the others."""
 
     def __init__(self, environment: GymEnvironment, seed: int) -> None:
-        self.kept: list[Task] = []
-        self.rejected: dict[Rejection, list[str]] = {}
+        super().__init__()
         self._environment, self._seed, self._asked = environment, seed, set[str]()
 
     def fill(self, name: str, wanted: int, tell: Callable[[int], None]) -> None:
@@ -68,37 +67,13 @@ class GymSelection:
         self.rejected.setdefault(reason, []).append(problem)
         return False
 
-    def split(self, heldout_fraction: float) -> dict[str, list[Task]]:
-        """The kept tasks as `train` and `heldout`, by the question alone, kinds mixed: the first ones are a sample."""
-        sides: dict[str, list[Task]] = {"train": [], "heldout": []}
-        for task in sorted(self.kept, key=lambda task: digest(task.question)):
-            sides["heldout" if is_heldout(task.question, heldout_fraction) else "train"].append(task)
-        return sides
+    def subject(self, kept: Task) -> str:
+        """The question alone."""
+        return kept.question
 
-    def counts(self) -> dict[str, int]:
-        """Tasks that were made, those of each kind that stand, and those of each reason that do not."""
-        kinds = [task.kind for task in self.kept]
-        return {
-            "drafts": len(self.kept) + sum(map(len, self.rejected.values())),
-            **{f"questions_{kind}": kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            **{f"rejected_{reason}": len(found) for reason, found in self.rejected.items()},
-        }
-
-    def reasons(self) -> str:
-        """Why tasks were rejected, in a line."""
-        return "; ".join(f"{len(found)} {reason}, as {found[0]!r}" for reason, found in self.rejected.items()) or "none"
-
-    def samples(self) -> dict[str, Any]:
-        """Some tasks of each kind and some findings of each reason, for a report."""
-        kinds = dict.fromkeys(task.kind for task in self.kept)
-        shown = {kind: [task for task in self.kept if task.kind == kind][:SAMPLES] for kind in kinds}
-        return {
-            "questions": {
-                kind: [{"question": task.question, "answer": task.answers[0]} for task in tasks]
-                for kind, tasks in shown.items()
-            },
-            "rejected": {reason: found[:SAMPLES] for reason, found in self.rejected.items()},
-        }
+    def shown(self, one: Task | str) -> Any:
+        """A question with its answer, a problem as it is."""
+        return one if isinstance(one, str) else {"question": one.question, "answer": one.answers[0]}
 
 
 _KNOWN: Final = "`python -c 'import reasoning_gym.factory as f; print(*f.DATASETS)'` lists generators"

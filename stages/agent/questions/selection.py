@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import cast
 
 from stages.agent.environment.base import Tool
 from stages.agent.questions.drafts import REJECTIONS, Draft, Drafter, Kind, Rejection, verify
-
-SAMPLES: Final = 3
-"""Shown of each kind, and of each reason to reject."""
+from stages.agent.questions.selected import Selected
 
 
-class Selection:
-    """The drafts that stand (`kept`), and those `rejected` by reason."""
+class Selection(Selected[Draft, Draft]):
+    """The drafts that stand, and those rejected."""
 
     def __init__(self, tools: Mapping[str, Tool]) -> None:
-        self.kept: list[Draft] = []
-        self.rejected: dict[Rejection, list[Draft]] = {}
+        super().__init__()
         self._tools, self._asked = tools, set[str]()
 
     def fill(self, drafter: Drafter, kinds: Sequence[Kind], per_kind: int, tell: Callable[[int], None]) -> None:
@@ -40,50 +36,15 @@ class Selection:
         else:
             self.kept.append(draft)
 
-    def split(self, heldout_fraction: float) -> dict[str, list[Draft]]:
-        """The kept drafts as `train` and `heldout`, kinds mixed: the first ones of either are a sample of it."""
-        sides: dict[str, list[Draft]] = {"train": [], "heldout": []}
-        for draft in sorted(self.kept, key=lambda draft: digest(draft.question)):
-            sides["heldout" if is_heldout(draft.subject, heldout_fraction) else "train"].append(draft)
-        return sides
+    def subject(self, kept: Draft) -> str:
+        """The title of the document with the answer."""
+        return kept.subject
 
-    def counts(self) -> dict[str, int]:
-        """Drafts in all, of each kind that stand, and of each reason that do not."""
-        kinds = [draft.kind for draft in self.kept]
-        return {
-            "drafts": len(self.kept) + sum(map(len, self.rejected.values())),
-            **{f"questions_{kind}": kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            **{f"rejected_{reason.replace('-', '_')}": len(drafts) for reason, drafts in self.rejected.items()},
-        }
+    def shown(self, one: Draft) -> dict[str, str]:
+        """With the path that leads to the answer."""
+        path = " → ".join(f"{hop.query} [{hop.document.id}]" for hop in one.path)
+        return {"question": one.question, "answer": one.answer, "path": path}
 
-    def reasons(self) -> str:
-        """Why drafts were rejected, in a line."""
-        return "; ".join(f"{len(drafts)}: {REJECTIONS[reason]}" for reason, drafts in self.rejected.items()) or "none"
-
-    def samples(self) -> dict[str, Any]:
-        """Some drafts of each kind and of each reason, for a report."""
-        kinds = dict.fromkeys(draft.kind for draft in self.kept)
-        return {
-            "questions": {
-                kind: [_shown(draft) for draft in self.kept if draft.kind == kind][:SAMPLES] for kind in kinds
-            },
-            "rejected": {
-                REJECTIONS[reason]: {"drafts": len(drafts), "samples": [_shown(draft) for draft in drafts[:SAMPLES]]}
-                for reason, drafts in self.rejected.items()
-            },
-        }
-
-
-def is_heldout(subject: str, fraction: float) -> bool:
-    """Which side a subject is on: by its name alone, whatever else is asked, with whatever seed."""
-    return int(digest(subject)[:8], 16) < fraction * 16**8
-
-
-def digest(text: str) -> str:
-    """SHA-256 in hexadecimal: an order in which nothing stands together."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shown(draft: Draft) -> dict[str, str]:
-    path = " → ".join(f"{hop.query} [{hop.document.id}]" for hop in draft.path)
-    return {"question": draft.question, "answer": draft.answer, "path": path}
+    def told(self, reason: str) -> str:
+        """As `REJECTIONS` say."""
+        return REJECTIONS[cast("Rejection", reason)]

@@ -67,7 +67,7 @@ class AgentReportExpert(Stage):
     def run(self, context: Context) -> None:
         """Write, cut, balance, hand out."""
         from stages.agent.environment.toolbox import Toolbox
-        from stages.agent.questions.selection import is_heldout
+        from stages.agent.questions.selected import is_heldout
         from stages.agent.report.expert import work
         from stages.agent.report.view import markdown
         from stages.agent.report.worlds import open_reports

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from stages.agent.environment.answers import f1, normalise
+from stages.agent.environment.answers import f1, normalise, phrases_in
 from stages.agent.questions.facts import sentences
 from stages.agent.report.judge import Criterion, Draft, Judge, Plan, Text, Work
 from stages.agent.report.topics import Item
@@ -32,8 +32,7 @@ class RuleJudge(Judge):
 
 def said(item: Item, text: str) -> float:
     """The share of an item's terms that a text says."""
-    words = f" {normalise(text)} "
-    return sum(f" {term} " in words for term in item.terms) / len(item.terms) if item.terms else 0.0
+    return len(phrases_in(text, item.terms)) / len(item.terms) if item.terms else 0.0
 
 
 def _guidance(plan: Plan) -> float:

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from stages.agent.conversation.records import MESSAGES, read_rows, write_rows
 from stages.agent.report.exercises import Exercise
 from stages.agent.report.topics import Topic
-from stages.artifacts import Dataset, DatasetCard
-from stages.data.reading import read_batches
+from stages.artifacts import Dataset
 from stages.errors import UserError
 
-_MESSAGES: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _COLUMNS: Final = pa.schema(
-    [("messages", _MESSAGES), ("id", pa.string()), ("kind", pa.string()), ("report", pa.string())]
+    [("messages", MESSAGES), ("id", pa.string()), ("kind", pa.string()), ("report", pa.string())]
 )
 TOPIC: Final = "report"
 """The kind of a topic's row; an exercise's is its skill."""
@@ -74,19 +72,17 @@ def _read(adapter: TypeAdapter[T], row: dict[str, Any], dataset: Dataset) -> T:
 
 
 def _rows(dataset: Dataset) -> list[dict[str, Any]]:
-    batches = [batch for shard in dataset.shards for batch in read_batches(shard)]
-    if any(not set(_COLUMNS.names) <= set(batch.schema.names) for batch in batches):
+    rows = list(read_rows(dataset))
+    if any(not set(_COLUMNS.names) <= row.keys() for row in rows):
         raise UserError(
             f"{dataset.path} has neither topics nor exercises of reports",
             fix="make them with `agent.report_topics` and `agent.report_expert`",
         )
-    rows = [row for batch in batches for row in batch.to_pylist()]
     if not rows:
         raise UserError(f"{dataset.path} is empty", fix="ask for more topics, or index more documents")
     return rows
 
 
 def _write(directory: Path, rows: list[dict[str, Any]], about: Mapping[str, str]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), directory / "shard-00000.parquet", compression="zstd")
-    num_bytes = sum(len(message["content"].encode()) for row in rows for message in row["messages"])
-    DatasetCard("messages", num_rows=len(rows), num_bytes=num_bytes, **about).write(directory)
+    texts = (message["content"] for row in rows for message in row["messages"])
+    write_rows(directory, "messages", _COLUMNS, rows, texts, about)

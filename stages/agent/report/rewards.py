@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from stages.agent.environment.answers import normalise
+from stages.agent.environment.answers import normalise, phrases_in
 from stages.agent.environment.collection import COMMON
 from stages.agent.report.actions import Action, Expand, Initialize, Terminate
 from stages.agent.report.judge import PLAN, TEXT, Judge, Plan, Text
@@ -93,9 +93,9 @@ def citation_f1(text: str, found: Collection[int], golden: Collection[int]) -> f
 def faithfulness(text: str, found: Sequence[Evidence]) -> float:
     """Of the names and numbers in a text, the share that a document it cites has; 1 without any."""
     cited = set(citations(text))
-    known = f" {normalise(' '.join(f'{one.title} {one.text}' for one in found if one.id in cited))} "
+    known = " ".join(f"{one.title} {one.text}" for one in found if one.id in cited)
     claims = {normalise(claim) for claim in _CLAIM.findall(without_citations(text))} - {"", *COMMON}
-    return sum(f" {claim} " in known for claim in claims) / len(claims) if claims else 1.0
+    return len(phrases_in(known, claims)) / len(claims) if claims else 1.0
 
 
 def same_script(text: str, query: str) -> bool:

@@ -118,7 +118,8 @@ class AgentReport(Stage):
         from stages.agent.environment.episodes import Limits
         from stages.agent.environment.toolbox import Toolbox
         from stages.agent.report.scores import Scored
-        from stages.agent.rollout.rollouts import Room, derived_seed, write_episodes
+        from stages.agent.rollout.rollouts import Room, write_episodes
+        from stages.seeds import derived_seed
 
         params, tasks = self.params, list(environment.tasks)[: self.params.topics]
         room = Room(1, params.turn_tokens, params.window)

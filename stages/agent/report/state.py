@@ -8,7 +8,7 @@ model or a tool: what a search found is handed in. The same actions and findings
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from stages.agent.report.actions import Action, ActionError, Expand, Initialize, Name, Search, Terminate, Write
@@ -115,14 +115,6 @@ def advanced(state: State, action: Action, limits: Limits, found: Sequence[Evide
             return replace(after, sections=sections, expansions=state.expansions + 1)
         case Terminate():
             return replace(after, finished=True)
-
-
-def replayed(query: str, taken: Iterable[tuple[Action, Sequence[Evidence]]], limits: Limits) -> State:
-    """The report that actions and findings make. Raises ActionError at the first that is not possible."""
-    state = State(query)
-    for action, found in taken:
-        state = advanced(state, action, limits, found)
-    return state
 
 
 def _check(state: State, action: Action, limits: Limits) -> None:

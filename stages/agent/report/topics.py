@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from stages.agent.environment.answers import normalise
+from stages.agent.environment.answers import normalise, phrases_in
 from stages.agent.environment.collection import COMMON, Collection, Document
 from stages.agent.questions.facts import plain_title, sentences
 
@@ -109,7 +109,7 @@ class Drafter:
             other = self.collection.read(hit.id)
             if other is None or normalise(other.title) in seen or len(found) == most:
                 continue
-            if self.link == "search" or f" {normalise(name)} " in f" {normalise(other.text)} ":
+            if self.link == "search" or phrases_in(other.text, [normalise(name)]):
                 found.append(other)
                 seen.add(normalise(other.title))
         return found
@@ -120,12 +120,12 @@ def terms(document: Document) -> tuple[str, ...]:
 
     What its title says already tells nothing.
     """
-    title = f" {normalise(document.title)} "
     text = " ".join(sentences(document.text)[:3])
     names = [found[0] for found in _TERM.finditer(text)]
     names += [word for word in re.findall(r"\b[^\W\d_]{5,}\b", text) if word.lower() not in COMMON]
-    telling = (name for name in map(normalise, names) if name not in COMMON and f" {name} " not in title)
-    return tuple(dict.fromkeys(telling))[:MOST_TERMS]
+    told = dict.fromkeys(map(normalise, names))
+    known = {"", *COMMON, *phrases_in(document.title, told)}
+    return tuple(name for name in told if name not in known)[:MOST_TERMS]
 
 
 def _item(document: Document, weight: float, of: int = 0) -> Item:

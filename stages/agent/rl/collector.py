@@ -19,9 +19,10 @@ from stages.agent.rl.batch import padded, positions_of
 from stages.agent.rl.experience import Experience
 from stages.agent.rl.log_probs import policy_log_probs
 from stages.agent.rl.scoring import Answer, score
-from stages.agent.rollout.rollouts import Rollout, derived_seed, roll_out, succeeds
+from stages.agent.rollout.rollouts import Rollout, roll_out, succeeds
 from stages.agent.rollout.transformers_engine import TransformersEngine
 from stages.evaluate.distance import evaluating
+from stages.seeds import derived_seed
 from stages.training.order import global_batch, worker_share
 from stages.training.recipe import Worker
 

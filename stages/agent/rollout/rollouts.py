@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +11,7 @@ from stages.agent.conversation.rendering import Renderer
 from stages.agent.environment.base import Environment, Runner, Task
 from stages.agent.environment.episodes import AnyEpisode, Limits, play
 from stages.agent.rollout.engine import Engine, Request, Written
+from stages.seeds import derived_seed
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,3 @@ def _put(rollout: Rollout, sampled: Written, first: int, num_content: int, stop:
     rollout.turn_of[first : first + length] = [rollout.num_turns] * length
     rollout.logp[first : first + length] = sampled.logp[:length]
     rollout.starts.append(first)
-
-
-def derived_seed(*parts: object) -> int:
-    """A seed in [0, 2^63) that depends on every part."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
