@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -117,8 +118,10 @@ class CompressFold(Stage):
         from stages.training.precision import settled, torch_dtype
 
         dtype = torch_dtype(settled(self.params.precision, gpus=context.resources.gpus > 0))
-        recipe = Folding.of(self.params, context, dtype)
-        result = run_training(recipe, self.params.model_copy(update={"precision": "fp32"}), context)
+        # Gates go on beside the arithmetic that they began with, and `auto` may be another on the next machine.
+        apart = replace(context, scratch=context.scratch / dtype_name(dtype))
+        recipe = Folding.of(self.params, apart, dtype)
+        result = run_training(recipe, self.params.model_copy(update={"precision": "fp32"}), apart)
         context.metrics(**result.figures, **result.cost)
         chosen = json.loads(recipe.chosen.read_text(encoding="utf-8"))
         details = {**chosen, **result.details(self.params, context.seed), "computed_in": dtype_name(dtype)}

@@ -81,8 +81,6 @@ class DistillLogits(Stage):
 
 def _check_depth(params: DistillParameters, teacher: Model) -> None:
     """Layers can be dropped, and the layers that are named are there afterwards."""
-    from grafts.depth import num_kept_layers
-
     if teacher.grafts:
         raise UserError(
             f"the teacher has grafts ({', '.join(graft['name'] for graft in teacher.grafts)}), no layer can be dropped",
@@ -94,8 +92,10 @@ def _check_depth(params: DistillParameters, teacher: Model) -> None:
             f"the teacher's config.json says num_hidden_layers {num_layers}, pruning by depth needs at least 2",
             fix="give a student as input `student`",
         )
-    assert isinstance(params, LogitsParameters), "all others are given a student"
     if params.compares_layers and params.layer_map is not None:
+        from grafts.depth import num_kept_layers
+
+        assert isinstance(params, LogitsParameters), "all others are given a student"
         num_kept = num_kept_layers(num_layers, params.depth_fraction)
         layer_pairs(params.layer_map, num_kept, num_layers, hidden=params.hidden_weight > 0)
 

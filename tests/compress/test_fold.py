@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from stages.compress.fold import CompressFold, FoldParameters
 from stages.compress.folding import Folding
 from stages.compress.gates import Gates, gated, kept_layers, penalty
 from stages.compress.prune import CompressPrune, PruneParameters
-from stages.errors import UserError
+from stages.errors import StoppedError, UserError
 from stages.stage import Context
 from stages.training.recipe import Worker
 from stages.upcycle.sparse import UpcycleSparse
@@ -89,12 +90,12 @@ def planted(inputs: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:  # 
     return {"model": Model(path), "data": inputs["data"], "heldout": inputs["heldout"]}
 
 
-def fold(given: dict, directory: Path, **params) -> Context:
+def fold(given: dict, directory: Path, stopping: Callable[[], bool] = lambda: False, **params) -> Context:
     stage = CompressFold(FoldParameters(**{**QUICK, "learning_rate": 0.05, "removed_fraction": 0.25, **params}))
     stage.preflight()
     stage.check(given)
     events: list[dict] = []
-    context = Context(given, directory / "out", directory / "scratch", seed=1, emit=events.append)
+    context = Context(given, directory / "out", directory / "scratch", seed=1, emit=events.append, stopping=stopping)
     stage.run(context)
     context.events = events  # type: ignore[attr-defined]
     return context
@@ -149,6 +150,16 @@ def test_gates_are_float32_beside_a_model_in_bfloat16(planted: dict, tmp_path: P
     assert (trained.bfloat16().float() != trained).all()
     assert found["gates_decided"] == 0, "the constant gates of the first and the last layer are not decided"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model").dtype == torch.bfloat16
+
+
+def test_gates_do_not_go_on_beside_a_model_in_another_arithmetic(planted: dict, tmp_path: Path):
+    asked = iter([False, True])
+    with pytest.raises(StoppedError):
+        fold(planted, tmp_path / "a", stopping=lambda: next(asked), precision="bf16", tokens=4 * STEP)
+    for name in ("a", "b"):
+        fold(planted, tmp_path / name, tokens=4 * STEP)
+    mixed, whole = (Report(tmp_path / name / "out/report").content["details"]["gates"] for name in ("a", "b"))
+    assert mixed == whole
 
 
 def test_gates_are_driven_apart_ever_harder(planted: dict, tmp_path: Path):
