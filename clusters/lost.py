@@ -31,8 +31,13 @@ class Loss:
         finally:
             self._told.set()
 
-    def check(self) -> None:
-        """Raise ClusterLostError when the cluster is gone; the interrupt that tells so comes before, not after."""
+    def check(self, patience_seconds: float = 0) -> None:
+        """Raise ClusterLostError when the cluster is gone; the interrupt that tells so comes before, not after.
+
+        With patience it waits so long for the news, which may be on its way.
+        """
+        if not self.what and patience_seconds:
+            self._told.wait(patience_seconds)
         if self.what:
             with contextlib.suppress(KeyboardInterrupt):
                 self._told.wait()

@@ -30,6 +30,8 @@ from clusters.watch import Watch
 PROGRESS_SECONDS = 0.25
 BEGAN = "began"
 """The first event of all work; it goes no further than the executor."""
+NEWS_SECONDS = 0.5
+"""How much later than the end of a process the news may come that its whole cluster has died."""
 ASK_SECONDS = 0.25
 """Least time between two questions of one piece of work whether it is to stop."""
 
@@ -85,9 +87,12 @@ class RayExecutor:
                 finished += self._overdue() + self._given_up()
                 if finished or (until is not None and time.monotonic() >= until):
                     return finished
-        # Either may come first when the head dies: the news from the watch, or a call that Ray gives up.
-        except (KeyboardInterrupt, ray.exceptions.RayError):
+        except KeyboardInterrupt:
             self.check()
+            raise
+        # Either may come first when the head dies: the news from the watch, or what Ray gives up.
+        except ray.exceptions.RayError:
+            self.loss.check(NEWS_SECONDS)
             raise
 
     def full(self) -> bool:
@@ -180,8 +185,10 @@ class RayExecutor:
             told = "its process was stopped because the machine ran out of memory"
             return Finished(name, failure=told, out_of_memory=True)
         except ray.exceptions.WorkerCrashedError:
+            self.loss.check(NEWS_SECONDS)
             return Finished(name, failure="its process died (killed, or crashed in native code)")
         except ray.exceptions.RayError as error:
+            self.loss.check(NEWS_SECONDS)
             return Finished(name, failure=f"lost: {str(error).strip().splitlines()[-1]}")
 
     def _overdue(self) -> list[Finished]:

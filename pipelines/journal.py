@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,6 +128,20 @@ def list_runs(store: Path) -> list[str]:
     """Runs that have a journal, oldest first."""
     journals = [path for path in (store / "runs").glob("*/journal.jsonl") if path.stat().st_size]
     return [path.parent.name for path in sorted(journals, key=lambda path: (_started(path), path.parent.name))]
+
+
+def runs_called(text: str, names: Sequence[str], tagged: Callable[[], Mapping[str, str]] = dict) -> list[str]:
+    """The runs that `text` may mean: `latest` of `names`, one of them, what a tag stands for, or the beginning of some.
+
+    `tagged` tells the run of each tag; it is asked when nothing else decides.
+    """
+    if text == "latest":
+        return list(names[-1:])
+    if text in names:
+        return [text]
+    if (run := tagged().get(text)) in names:
+        return [run]
+    return [name for name in names if text and name.startswith(text)]
 
 
 def close_dead_runs(store: Store) -> list[str]:

@@ -26,7 +26,7 @@ def show_comparison(store: Store, names: Sequence[str], *, everything: bool, as_
     if len(runs) < 2:
         raise UserError(
             f"a comparison needs two different runs, found only {', '.join(runs)}",
-            fix=f"`{store.command('status all')}` lists the runs; name them by a unique beginning, or `latest`",
+            fix=f"`{store.command('status all')}` lists the runs; name them by a unique beginning, a tag, or `latest`",
         )
     views = [read_run(store, run) for run in runs]
     stages = compare_runs(views)

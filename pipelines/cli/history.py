@@ -11,7 +11,7 @@ from pipelines.cli.console import new_console
 from pipelines.cli.format import SHOWN, format_metrics
 from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
-from pipelines.journal import Journal, list_runs
+from pipelines.journal import Journal, list_runs, runs_called
 from pipelines.lineage.view import RunView
 from pipelines.spec.problems import nearest
 from pipelines.spec.quantities import format_duration
@@ -78,14 +78,17 @@ def show_logs(store: Store, run: str | None, stage: str | None, lines: int) -> N
 
 
 def find_run(store: Store, name: str | None) -> str:
-    """The run called `name` (or beginning so); the newest for None and `latest`. Raises UserError."""
+    """The run that `name` means (see `runs_called`); the newest for None. Raises UserError."""
+    from pipelines.housekeeping.files import StoreFiles
+    from pipelines.housekeeping.tags import run_tags
+
     store.pull_runs()
     names = list_runs(store.root)
     if not names:
         raise UserError(f"no runs in {store.location}", fix="regraft run PIPELINE, or point to a store with --store")
-    if name is None or name == "latest":
+    if name is None:
         return names[-1]
-    found = [known for known in names if known == name] or [known for known in names if known.startswith(name)]
+    found = runs_called(name, names, lambda: run_tags(StoreFiles(store)))
     if len(found) != 1:
         problem = "no run" if not found else f"{len(found)} runs begin with"
         raise UserError(f"{problem} {name!r} in {store.location}", fix=nearest(name, found or names))

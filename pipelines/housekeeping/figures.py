@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from pipelines.ancestry import changed_params
 from pipelines.canonical import canonical
 from pipelines.housekeeping.catalogue import Catalogue, Made, began
-from pipelines.report.models import ASIDE, DISTANCES, FACTS, REFERENCES
+from pipelines.report.models import ASIDE, DISTANCES, FACTS, measured
 from pipelines.store import Manifest
 
 
@@ -41,19 +42,12 @@ def measured_of(catalogue: Catalogue, made: Made) -> list[Measured]:
 
 
 def _others(catalogue: Catalogue, manifest: Manifest, digest: str) -> list[tuple[str, str]] | None:
-    """Name and digest of what an evaluation of the model `digest` read besides it; None when it is no such thing.
-
-    A stage that makes nothing but reports measures the one model it reads, and among several the one that is not there
-    to be compared with.
-    """
+    """Name and digest of what an evaluation of the model `digest` read besides it; None when it is no such thing."""
     if any(output.kind != "report" for output in manifest.outputs.values()):
         return None
     read = [(name, one) for name, digests in manifest.identity.get("inputs", {}).items() for one in digests]
-    models = [(name, one) for name, one in read if _kind(catalogue, one) == "model"]
-    subjects = models if len(models) == 1 else [entry for entry in models if entry[0] not in REFERENCES]
-    if len(subjects) != 1 or subjects[0][1] != digest:
-        return None
-    return [entry for entry in read if entry != subjects[0]]
+    subject = measured([entry for entry in read if _kind(catalogue, entry[1]) == "model"], itemgetter(0))
+    return [entry for entry in read if entry != subject] if subject and subject[1] == digest else None
 
 
 def _own(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Final
 
 from pipelines.housekeeping.catalogue import Catalogue, Made
 from pipelines.housekeeping.runs import RunRecord, Short, short
-from pipelines.housekeeping.tags import read_tags
+from pipelines.housekeeping.tags import read_tags, run_tags
+from pipelines.journal import runs_called
 from pipelines.spec.problems import nearest
 from pipelines.store import Manifest
 from stages.errors import UserError
@@ -34,14 +36,8 @@ def find_artifact(catalogue: Catalogue, text: str) -> Made:
 
 
 def find_runs(catalogue: Catalogue, text: str) -> list[RunRecord]:
-    """The runs that `text` may mean: the one of this name or tag, else those that begin so."""
-    tag = read_tags(catalogue.files).get(text)
-    name = tag.run if tag and tag.kind == "run" else text
-    if text == "latest":
-        return list(catalogue.runs.values())[-1:]
-    if exact := catalogue.runs.get(name):
-        return [exact]
-    return [record for record in catalogue.runs.values() if text and record.name.startswith(text)]
+    """The runs that `text` may mean."""
+    return [catalogue.runs[name] for name in runs_called(text, [*catalogue.runs], partial(run_tags, catalogue.files))]
 
 
 def _one_run(text: str, found: list[RunRecord]) -> RunRecord:

@@ -43,6 +43,11 @@ def read_tags(files: StoreFiles) -> dict[str, Tag]:
     }
 
 
+def run_tags(files: StoreFiles) -> dict[str, str]:
+    """The run that each tag of a run stands for."""
+    return {tag.name: tag.run for tag in read_tags(files).values() if tag.kind == "run"}
+
+
 def write_tag(files: StoreFiles, tag: Tag) -> Tag | None:
     """Give a tag; returns the one of this name that it takes the place of. Raises UserError for a bad name."""
     if not NAME.fullmatch(tag.name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipelines.hints import DEFAULT_STORE, STORE_VARIABLE
-from pipelines.journal import list_runs
+from pipelines.journal import list_runs, runs_called
 from pipelines.remote.submission import Submission, at_cluster, find
 from pipelines.store import Store, open_store
 
@@ -16,6 +16,8 @@ def locate(store: str, run: str | None, cluster: str | None = None) -> tuple[Sto
     A submitted run brings its own store, unless another one is asked for. Raises UserError.
     """
     from pipelines.cli.history import find_run
+    from pipelines.housekeeping.files import StoreFiles
+    from pipelines.housekeeping.tags import run_tags
 
     submission = None if cluster else find(run)
     asked = store not in (DEFAULT_STORE, os.environ.get(STORE_VARIABLE))
@@ -23,7 +25,7 @@ def locate(store: str, run: str | None, cluster: str | None = None) -> tuple[Sto
     if run is None or run == "all":
         return opened, run, None
     opened.pull_runs()
-    here = [name for name in list_runs(opened.root) if run == "latest" or name.startswith(run)]
+    here = runs_called(run, list_runs(opened.root), lambda: run_tags(StoreFiles(opened)))
     if cluster:
         name = find_run(opened, run) if here else run
         return opened, name, at_cluster(name, cluster, store)

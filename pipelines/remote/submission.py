@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusters.profile import ProfileError, load_profile
+from pipelines.journal import runs_called
 from pipelines.store.contents import write_atomically
 from stages.errors import UserError
 
@@ -51,7 +52,7 @@ def find(run: str | None) -> Submission | None:
     if not run or run == "latest" or not directory().is_dir():
         return None
     names = sorted(file.stem for file in directory().glob("*.json"))
-    found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
+    found = runs_called(run, names)
     if len(found) != 1:
         return None
     content = json.loads((directory() / f"{found[0]}.json").read_bytes())

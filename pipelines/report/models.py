@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from operator import attrgetter
+from typing import Final, TypeVar
 
 from pipelines.report.values import Link, StageReport
 from pipelines.spec.matrix import stage_base
 
+T = TypeVar("T")
 FACTS: Final = ("parameters", "bytes")
 """True of a model whoever says so: no protocol keeps them apart."""
 DISTANCES: Final = ("perplexity", "bits_per_byte", "kl_to_parent", "perplexity_ratio", "top1_agreement")
@@ -95,9 +97,15 @@ def subject(stage: StageReport) -> Link | None:
     """The model that a stage measures, None when that is nothing or not certain."""
     if any(link.kind != "report" for link in stage.outputs):
         return None
-    read = [link for link in stage.inputs if link.kind == "model"]
-    measured = read if len(read) == 1 else [link for link in read if link.name not in REFERENCES]
-    return measured[0] if len(measured) == 1 else None
+    return measured([link for link in stage.inputs if link.kind == "model"], attrgetter("name"))
+
+
+def measured(models: Sequence[T], name_of: Callable[[T], str]) -> T | None:
+    """Which of the models that an evaluation reads it measures: the only one, or the only one that is not there to be
+    compared with, by the names of its inputs. None when that is not certain.
+    """
+    found = models if len(models) == 1 else [model for model in models if name_of(model) not in REFERENCES]
+    return found[0] if len(found) == 1 else None
 
 
 def _evaluations(stages: Sequence[StageReport]) -> list[_Source]:
@@ -157,12 +165,12 @@ def _metrics(evaluations: list[_Source], makers: _Source) -> list[str]:
 
 def _columns(metric: str, evaluations: list[_Source], makers: _Source) -> Iterator[tuple[Column, dict[str, float]]]:
     """One column for each way the metric was measured; the makers' only for models that nobody evaluated."""
-    measured = [source for source in evaluations if metric in source.figures]
-    evaluated = {model for source in measured for model in source.figures[metric]}
+    sources = [source for source in evaluations if metric in source.figures]
+    evaluated = {model for source in sources for model in source.figures[metric]}
     if set(makers.figures.get(metric, {})) - evaluated:
-        measured.append(makers)
-    for source in measured:
-        yield Column(metric, source.label if len(measured) > 1 else "", source.label), source.figures[metric]
+        sources.append(makers)
+    for source in sources:
+        yield Column(metric, source.label if len(sources) > 1 else "", source.label), source.figures[metric]
 
 
 def _label(stage: StageReport, link: Link) -> str:

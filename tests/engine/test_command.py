@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from pipelines.cli.app import app
+from pipelines.cli.options import find_pipeline
 
 GOOD = """\
 name: small
@@ -220,6 +221,12 @@ def test_every_method_is_documented(regraft):
 
 def test_an_editor_s_schema_is_printed(regraft):
     assert json.loads(regraft("schema"))["title"] == "regraft pipeline"
+
+
+def test_a_directory_of_the_same_name_does_not_hide_a_shipped_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert find_pipeline("quickstart").name == "quickstart.yaml"
 
 
 def test_the_version_is_told(capsys):

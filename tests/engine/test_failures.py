@@ -16,10 +16,15 @@ from pipelines import attempts
 from pipelines.cli import session
 from pipelines.cli.history import read_run
 from pipelines.journal import Journal, JournalWriter, list_runs
+from pipelines.plan import Step
+from pipelines.record import Failure
 from pipelines.remote.cancel import cancel
+from pipelines.spec.document import Document
+from pipelines.spec.load import parse
 from pipelines.store import open_store
 from pipelines.store.holder import Holder
 from pipelines.store.lease import UnreachableError
+from pipelines.task import Surroundings
 from pipelines.worker import _failure, execute
 from stages.errors import StageError, UserError
 
@@ -271,7 +276,7 @@ def test_a_cluster_that_is_lost_at_any_moment_is_no_ctrl_c(bench, monkeypatch):
 
 def test_the_parts_of_a_lost_cluster_interrupt_once():
     loss = Loss()
-    loss.check()
+    loss.check(patience_seconds=0.01)
     with pytest.raises(KeyboardInterrupt):
         loss.tell("the head")
     loss.tell("the raylet")
@@ -288,6 +293,17 @@ def test_what_a_failed_stage_advises_is_told_as_its_fix():
 def test_a_module_that_is_missing_is_told_by_what_can_be_installed():
     missing = ModuleNotFoundError("No module named 'scipy.optimize'", name="scipy.optimize")
     assert _failure(missing, None, None, 1.0).fix == "pip install scipy"
+
+
+def test_an_attempt_that_another_run_took_for_dead_did_not_fail(bench):
+    spec = parse(Document("f", "name: x\nstages:\n  a: {uses: 'tests.toy:Write', retries: 1}\n")).stages["a"]
+    journal = JournalWriter(bench.store.run_directory("r"))
+    tried = attempts.Attempts(bench.store, journal, Surroundings("r", bench.directory, (), {}), None, {})
+    step, failure = Step(spec, "run", ()), Failure("broke")
+    tried.fenced["a"] = 1
+    assert tried.pause(step, 2, failure), "the first that failed"
+    assert not tried.pause(step, 3, failure)
+    journal.close()
 
 
 def test_a_run_that_is_refused_after_it_began_has_failed(bench, monkeypatch):

@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 
 from pipelines.ancestry import Ancestry, trace
+from pipelines.cli.history import find_run
 from pipelines.cli.housekeeping import give_tag, show_tags, take_tag
 from pipelines.housekeeping.card import dataset_card
 from pipelines.housekeeping.files import StoreFiles
 from pipelines.housekeeping.reference import find_artifact
 from pipelines.json_text import json_text
+from pipelines.remote.locate import locate
 from stages.errors import UserError
 from tests.housekeeping.conftest import Shop
 
@@ -110,3 +112,16 @@ def test_an_accepted_drift_is_part_of_the_lineage(any_shop: Shop) -> None:
         "child": {"who": "Ada", "when": 2.0, "reason": "only a log line"},
         "base": {},
     }
+
+
+def test_every_command_knows_a_run_by_its_tag(any_shop: Shop) -> None:
+    store, runs = any_shop.store, [result.run for result in any_shop.results]
+    give_tag(store, runs[0], "good")
+    give_tag(store, f"{runs[1]}:child", "model")
+    assert find_run(store, "good") == runs[0]
+    assert find_run(store, None) == find_run(store, "latest") == runs[2]
+    assert find_run(store, runs[1][:-1]) == runs[1]
+    assert locate(store.location, "good")[1] == runs[0]
+    for text in ("model", ""):
+        with pytest.raises(UserError, match="no run"):
+            find_run(store, text)

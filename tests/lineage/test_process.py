@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.journal import run_directory
-from pipelines.lineage.address import tracking_uri
+from pipelines.lineage.address import is_server, tracking_uri
 from pipelines.lineage.cursor import Cursor, identity, locked
 from pipelines.lineage.feed import Mirror
 from pipelines.lineage.server import resync, serve
@@ -178,3 +178,8 @@ def test_what_the_driver_holds_imports_no_mlflow() -> None:
     root = str(Path(__file__).parents[2])
     found = subprocess.check_output([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root})
     assert not {"mlflow", "torch", "ray", "transformers"} & set(json.loads(found))
+
+
+@pytest.mark.parametrize(("uri", "server"), [("databricks", True), ("https://x", True), ("sqlite:///x", False)])
+def test_what_brings_its_own_place_for_artifacts(uri: str, server: bool) -> None:
+    assert is_server(uri) == server

@@ -21,7 +21,9 @@ from pipelines.cli.options import (
     selection_of,
 )
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The run: its name, a unique beginning of it, or `latest`.")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run: its name, a unique beginning of it, a tag, or `latest`.")
+]
 InlineAgain = Annotated[
     bool | None, typer.Option("--inline/--ray", help="In this process, or on Ray; by default as that run.")
 ]

@@ -53,7 +53,7 @@ def submit(
 
 
 def cancel(
-    run_: Annotated[str, typer.Argument(metavar="RUN", help="The run: its name, a beginning of it, or `latest`.")],
+    run_: Annotated[str, typer.Argument(metavar="RUN", help="The run: a beginning of its name, a tag, or `latest`.")],
     grace: Annotated[str, typer.Option(help="For running stages to save what they have: 30s, 5m, 0s.")] = "30s",
     store: StoreAt = ".regraft",
     cluster: SubmittedTo = None,
