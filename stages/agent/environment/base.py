@@ -73,7 +73,7 @@ class Environment(ABC):
 
     @abstractmethod
     def reward(self, task: Task, answer: str) -> float:
-        """What `answer` is worth, in [0, 1]; 1 for each of `task.answers`."""
+        """What `answer` is worth, in [0, 1]; each of `task.answers` is worth 1 in an environment that proves itself."""
 
     def success(self, task: Task, answer: str, reward: float) -> bool:  # noqa: ARG002, others look at the answer
         """Whether `answer`, which earned `reward`, is right: worth all of it, unless an environment says otherwise."""
