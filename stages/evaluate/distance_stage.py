@@ -60,7 +60,7 @@ class EvaluateDistance(Stage):
         """One vocabulary, one tokenizer, and data in its tokens that fits both contexts."""
         require_one_vocabulary(inputs["parent"], inputs["child"])
         for name in ("parent", "child"):
-            require_tokens_of(inputs[name], inputs["data"], where=f"data for {name}")
+            require_tokens_of(inputs[name], inputs["data"], where="data", role=name)
 
     def run(self, context: Context) -> None:
         """Load both models, compare, report."""
