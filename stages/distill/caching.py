@@ -24,9 +24,9 @@ from stages.data.windows import TokenWindows
 from stages.distill.cache_card import CacheCard
 from stages.distill.teachers import TopTeacher
 from stages.errors import StoppedError
-from stages.evaluate.distance import Progress
 from stages.evaluate.loading import DEVICE
 from stages.evaluate.prediction import Predictor
+from stages.stage import Progress
 from stages.training.precision import torch_dtype
 
 if TYPE_CHECKING:
