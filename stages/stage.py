@@ -28,6 +28,10 @@ COSMETIC: Final = Field(json_schema_extra={"x-identity": "cosmetic"})
 """Marks a parameter that only changes what people see, such as a label."""
 
 
+Progress = Callable[[float, float, str], None]
+"""Called as `progress(done, total, "tokens")`; `Context.progress` fits."""
+
+
 class Parameters(BaseModel):
     """Base of every stage's parameters: frozen, unknown keys refused, no infinities, a docstring under each field."""
 

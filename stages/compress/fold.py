@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_tokens_of, text_config
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data, check_plain, check_supported
+from stages.training.checks import check_plain, check_supported
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, TrainingParameters
@@ -108,7 +108,7 @@ class CompressFold(Stage):
             )
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", model, name, inputs[name])
+                require_tokens_of(model, inputs[name], name)
 
     def run(self, context: Context) -> None:
         """Train gates, drop, share, save, measure and report."""

@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.compress.mask_file import require_masks
 from stages.errors import UserError
-from stages.evaluate.matching import first_difference, text_config
+from stages.evaluate.matching import first_difference, require_one_vocabulary, require_tokens_of, text_config
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, TrainingParameters
@@ -100,12 +99,12 @@ class CompressPerp(Stage):
                 fix="give the model before pruning as input `parent`",
             )
         if inputs.get("parent") is not None:
-            check_one_vocabulary(inputs["parent"], inputs["model"])
+            require_one_vocabulary(inputs["parent"], inputs["model"], ("parent", "model"))
             if self.params.objective == "layers":
                 _check_same_linears(inputs["parent"], inputs["model"])
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", inputs["model"], name, inputs[name])
+                require_tokens_of(inputs["model"], inputs[name], name)
 
     def run(self, context: Context) -> None:
         """Train, merge, save with masks, measure and report."""

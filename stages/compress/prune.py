@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_tokens_of
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data, check_plain, num_experts
+from stages.training.checks import check_plain, num_experts
 
 
 class PruneParameters(Parameters):
@@ -77,7 +78,7 @@ class CompressPrune(Stage):
             )
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", model, name, inputs[name])
+                require_tokens_of(model, inputs[name], name)
 
     def run(self, context: Context) -> None:
         """Score, prune, save with masks, measure and report."""

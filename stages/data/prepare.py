@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.data.prepare_settings import PrepareDataParams
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_room
 from stages.source.locate import locate
 from stages.stage import Context, Input, Output, Source, Stage
 
@@ -85,18 +85,7 @@ class PrepareData(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The model has a tokenizer, and its context holds a window."""
-        model: Model = inputs["model"]
-        if not model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {model.path} has no tokenizer.json",
-                fix="give a fast tokenizer: `AutoTokenizer.from_pretrained(…).save_pretrained(…)` makes it",
-            )
-        context = text_config(model.config).get("max_position_embeddings")
-        if context and self.params.sequence_length > context:
-            raise UserError(
-                f"sequence_length: {self.params.sequence_length} exceeds the model's context of {context} tokens",
-                fix=f"set sequence_length to {context} or less",
-            )
+        require_room(inputs["model"], self.params.sequence_length, "sequence_length")
 
     def run(self, context: Context) -> None:
         """Judge each document, drop repetitions, then encode and pack in the order of the seed."""

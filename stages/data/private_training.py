@@ -20,12 +20,11 @@ from torch.nn import functional
 from stages.data.private_examples import Examples, Prompt
 from stages.errors import StoppedError
 from stages.evaluate.generation import written
+from stages.stage import Progress
 from stages.training.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

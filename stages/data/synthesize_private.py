@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_room
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -87,17 +87,10 @@ class SynthesizePrivate(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A dense model with a tokenizer, windows that it reads, and a delta that means something."""
         model, data = inputs["model"], inputs["private"]
-        if not model.tokenizer_fingerprint:
-            raise UserError("the model has no tokenizer.json", where="model", fix="give one with a fast tokenizer")
+        require_room(model, self.params.sequence_length, "sequence_length")
         if model.grafts or "quantization_config" in model.config:
             raise UserError(
                 "the model is converted or quantised", where="model", fix="give the model that it was made of"
-            )
-        context = text_config(model.config).get("max_position_embeddings")
-        if context and self.params.sequence_length > context:
-            raise UserError(
-                f"sequence_length: {self.params.sequence_length} exceeds the model's context of {context} tokens",
-                fix=f"set sequence_length to {context} or less",
             )
         count = data.card.num_rows
         if self.params.batch_documents > count:

@@ -10,9 +10,8 @@ from pydantic import Field
 from stages.artifacts import Dataset, Model
 from stages.distill.cache_card import Stored
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_tokens_of, text_config
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data
 from stages.training.precision import Precision
 
 
@@ -51,7 +50,7 @@ class DistillCache(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The data is the teacher's, and its vocabulary has that many tokens."""
-        check_data("teacher", inputs["teacher"], "data", inputs["data"])
+        require_tokens_of(inputs["teacher"], inputs["data"], "data", "teacher")
         vocabulary = text_config(inputs["teacher"].config).get("vocab_size")
         if vocabulary is not None and self.params.top_k > vocabulary:
             raise UserError(

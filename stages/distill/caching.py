@@ -24,9 +24,10 @@ from stages.data.windows import TokenWindows
 from stages.distill.cache_card import CacheCard
 from stages.distill.teachers import TopTeacher
 from stages.errors import StoppedError
-from stages.evaluate.distance import Progress, chunk_positions
+from stages.evaluate.distance import chunk_positions
 from stages.evaluate.loading import DEVICE
 from stages.evaluate.prediction import Predictor
+from stages.stage import Progress
 from stages.training.precision import torch_dtype
 
 if TYPE_CHECKING:

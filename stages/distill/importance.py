@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from grafts.arithmetic import computing
 from grafts.bases import decoder_layers
 from stages.distill.shapes import Shape
-from stages.evaluate.likelihood import Progress, likelihood
+from stages.evaluate.likelihood import likelihood
 from stages.forwarding import forwarding
+from stages.stage import Progress
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.distill.shapes import Shape, require_possible, student_shape
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_tokens_of, text_config
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data, check_plain, check_supported
+from stages.training.checks import check_plain, check_supported
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -105,7 +105,7 @@ class DistillStudent(Stage):
             raise UserError("importance is measured on text, and there is none", fix="give tokens as input `data`")
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("teacher", teacher, name, inputs[name])
+                require_tokens_of(teacher, inputs[name], name, "teacher")
 
     def run(self, context: Context) -> None:
         """Measure importance, cut, save, measure the distance and report."""

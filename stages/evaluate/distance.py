@@ -9,7 +9,7 @@ at a time, so that two models of 262144 tokens can be compared in a few hundred 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,14 +21,12 @@ from grafts.arithmetic import computing
 from stages.errors import UserError
 from stages.evaluate.divergence import TokenDistance, token_distance
 from stages.evaluate.prediction import Prediction, Predictor
+from stages.stage import Progress
 
 CHUNK_POSITIONS = 256
 """Positions whose logits are held at once, at most."""
 CHUNK_LOGITS = 2**24
 """Logits of one model held at once, at most: 64 positions of a vocabulary of 262144."""
-
-Progress = Callable[[float, float, str], None]
-"""Called as `progress(done, total, "tokens")`; `Context.progress` fits."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.errors import UserError
 from stages.evaluate.matching import require_ids_below, require_one_vocabulary, require_tokens_of
 from stages.evaluate.measured import DISTANCE
-from stages.evaluate.precision import ComputeType
+from stages.evaluate.precision import ComputeType, gives_nan
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class EvaluateDistance(Stage):
         """One vocabulary, one tokenizer, and data in its tokens that fits both contexts."""
         require_one_vocabulary(inputs["parent"], inputs["child"])
         for name in ("parent", "child"):
-            require_tokens_of(inputs[name], inputs["data"], where=f"data for {name}")
+            require_tokens_of(inputs[name], inputs["data"], where="data", role=name)
 
     def run(self, context: Context) -> None:
         """Load both models, compare, report."""
@@ -108,8 +107,4 @@ def _metrics(found: Comparison) -> dict[str, float]:
 def _require_numbers(measured: Distance) -> None:
     for name, value in (("parent", measured.parent_perplexity), ("child", measured.child_perplexity)):
         if math.isnan(value):
-            raise UserError(
-                f"the {name} gives NaN: its weights are damaged, or overflow in this dtype",
-                where=name,
-                fix="try dtype: float32; if NaN stays, look at the stage that made the model",
-            )
+            raise gives_nan(f"the {name} gives NaN", where=name)

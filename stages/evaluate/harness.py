@@ -26,11 +26,11 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.errors import StageError, UserError
+from stages.evaluate.precision import gives_nan
 from stages.evaluate.tasks_data import FOLDER, LOCAL_TASKS, load_items
 from stages.source.hub import transport_errors
 from stages.source.locate import nearest
-
-Progress = Callable[[float, float, str], None]
+from stages.stage import Progress
 
 REQUESTS_AT_ONCE: Final = 64
 """Requests between two reports of progress; the harness sorts by length within them."""
@@ -77,11 +77,7 @@ class WatchedModel(HFLM):
         found = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         for (_, context, answer), (value, _greedy) in zip(requests, found, strict=True):
             if math.isnan(value):
-                raise UserError(
-                    f"the model gives NaN for a continuation of {len(answer)} tokens after {len(context)}: its weights "
-                    "are damaged, or overflow in this dtype",
-                    fix="try dtype: float32; if NaN stays, look at the stage that made the model",
-                )
+                raise gives_nan(f"the model gives NaN for a continuation of {len(answer)} tokens after {len(context)}")
         return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,9 @@ from torch.nn import functional
 
 from stages.errors import UserError
 from stages.evaluate.distance import chunk_positions, evaluating, next_token_logits
+from stages.evaluate.precision import gives_nan
 from stages.evaluate.prediction import Predictor
-
-Progress = Callable[[float, float, str], None]
+from stages.stage import Progress
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,5 @@ def _batch_nats(predictor: Predictor, ids_BT: Tensor, num_targets: int, first_wi
     nats_P = torch.cat(parts)
     if torch.isnan(nats_P).any():
         window, position = divmod(first + int(torch.isnan(nats_P).nonzero()[0]), ids_BT.shape[1] - 1)
-        raise UserError(
-            f"the model gives NaN at position {position} of window {first_window + window}: its weights are damaged, "
-            "or overflow in this dtype",
-            fix="try dtype: float32; if NaN stays, look at the stage that made the model",
-        )
+        raise gives_nan(f"the model gives NaN at position {position} of window {first_window + window}")
     return nats_P.double().sum().item()

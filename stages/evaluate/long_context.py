@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_room
 from stages.evaluate.needles_scripts import LISTING, TASKS, Task
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
@@ -94,18 +94,7 @@ class EvaluateLongContext(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The model has a tokenizer, and its context holds the longest probe; there is text."""
-        model: Model = inputs["model"]
-        if not model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {model.path} has no tokenizer.json",
-                fix="give a fast tokenizer: `AutoTokenizer.from_pretrained(…).save_pretrained(…)` makes it",
-            )
-        context, longest = text_config(model.config).get("max_position_embeddings"), max(self.params.lengths)
-        if context and longest > context:
-            raise UserError(
-                f"lengths: {longest} tokens exceed the model's context of {context}",
-                fix=f"set lengths to {context} or less",
-            )
+        require_room(inputs["model"], max(self.params.lengths), "lengths")
         if inputs["text"].card.num_rows == 0:
             raise UserError(f"{inputs['text'].path} has no documents", where="text", fix="give some text")
 

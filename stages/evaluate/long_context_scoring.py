@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.errors import UserError
 from stages.evaluate.generation import written
 from stages.evaluate.needles import Probe
 from stages.evaluate.needles_text import Pieces
+from stages.evaluate.precision import gives_nan
 from stages.evaluate.prediction import Predictor
 
 
@@ -66,11 +66,7 @@ def _recall(logits_AV: Tensor, targets_A: Tensor, probe: Probe) -> Recall:
     log_AV = logits_AV.log_softmax(-1)
     nats_A = -log_AV.gather(-1, targets_A[:, None]).squeeze(-1)
     if torch.isnan(nats_A).any():
-        raise UserError(
-            f"the model gives NaN for an answer after {probe.prompt_length} tokens: its weights are damaged, or "
-            "overflow in this dtype",
-            fix="try dtype: float32; if NaN stays, look at the stage that made the model",
-        )
+        raise gives_nan(f"the model gives NaN for an answer after {probe.prompt_length} tokens")
     first_A = log_AV.argmax(-1) == targets_A
     spans = [slice(*(place - probe.prompt_length for place in answer.span)) for answer in probe.answers]
     return Recall(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from stages.artifacts import Model, Report, write_report
-from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_context
 from stages.evaluate.precision import ComputeType
 from stages.stage import Context, Input, Output, Parameters, Stage
 
@@ -68,17 +67,9 @@ class EvaluateSpeed(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The longest prompt and what is decoded after it fit both contexts."""
-        longest = max(self.params.context_lengths)
-        needed = longest + self.params.decode_tokens
+        needed = max(self.params.context_lengths) + self.params.decode_tokens
         for name in NAMES:
-            context = text_config(inputs[name].config).get("max_position_embeddings")
-            if context and needed > context:
-                raise UserError(
-                    f"a prompt of {longest} and {self.params.decode_tokens} decoded tokens exceed the context of "
-                    f"{context} tokens",
-                    where=name,
-                    fix=f"set context_lengths to {max(context - self.params.decode_tokens, 1)} or less",
-                )
+            require_context(inputs[name], needed, "context_lengths + decode_tokens", name)
 
     def run(self, context: Context) -> None:
         """Load both models, measure each length, report."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from stages.artifacts import Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_tokenizer
 from stages.evaluate.precision import ComputeType
 from stages.evaluate.tasks_data import FOLDER, LOCAL_TASKS, data_files
 from stages.evaluate.tasks_names import harness_tasks, names_in
@@ -89,11 +90,7 @@ class EvaluateTasks(Stage):
 
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The model has a tokenizer."""
-        if not inputs["model"].tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {inputs['model'].path} has no tokenizer.json",
-                fix="give a fast tokenizer: `AutoTokenizer.from_pretrained(…).save_pretrained(…)` makes it",
-            )
+        require_tokenizer(inputs["model"])
 
     def run(self, context: Context) -> None:
         """Read the tasks, load the model, run the harness, report."""

@@ -19,9 +19,10 @@ from grafts.lowrank.covariance import output_change
 from grafts.rtn import Quantised, dequantise
 from stages.errors import UserError
 from stages.quantize.layers import Layer, calibrated_layer, pooled_layers
-from stages.quantize.packed import Packed, Progress, Scheme
+from stages.quantize.packed import Packed, Scheme
 from stages.quantize.stream import LayerStream
 from stages.quantize.targets import Targets
+from stages.stage import Progress
 
 
 class Solved(NamedTuple):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from grafts.lowrank.covariance import Moments, output_change
 from stages.errors import UserError
 from stages.quantize.flow import input_groups, watching_inputs
-from stages.quantize.packed import Progress
 from stages.quantize.stream import LayerStream, Probe
 from stages.quantize.targets import Targets
+from stages.stage import Progress
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,11 @@ from grafts.packing import packed_tensors
 from grafts.rtn import Bits, Quantised, dequantise, quantise
 from stages.artifacts import write_json
 from stages.quantize.targets import targets
+from stages.stage import Progress
 
 if TYPE_CHECKING:
     from stages.quantize.calibrate import Solved
     from stages.quantize.correction import Restored
-
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

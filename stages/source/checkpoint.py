@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +23,9 @@ from stages.artifacts import write_json
 from stages.errors import UserError
 from stages.source.locate import nearest
 from stages.source.weights import INDEX, WHOLE, weight_files
+from stages.stage import Progress
 
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.matching import require_tokens_of
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, MeasuredTraining
 from stages.transfer.hybrid import check_pair
@@ -57,7 +57,7 @@ class TransferAlign(Stage):
         check_pair(inputs["teacher"], inputs["student"])
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("teacher", inputs["teacher"], name, inputs[name])
+                require_tokens_of(inputs["teacher"], inputs[name], name, "teacher")
 
     def run(self, context: Context) -> None:
         """Train, save, measure and report."""

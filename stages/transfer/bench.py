@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from stages.errors import UserError
+from stages.evaluate.precision import gives_nan
 from stages.transfer.patching import Trial, geometric, score
 from stages.transfer.probing import Pair
 from stages.transfer.recording import Body, Recording
@@ -48,11 +48,7 @@ class Bench:
         reads = torch.tensor(pair.targets, device=self.body.model.device) - 1
         recording = self.body.record(ids[: pair.targets[-1]], reads)
         if recording.logits.isnan().any():
-            raise UserError(
-                "the model gives NaN: its weights are damaged, or overflow in this dtype",
-                where="model",
-                fix="try dtype: float32; if NaN stays, look at the stage that made the model",
-            )
+            raise gives_nan("the model gives NaN", where="model")
         return recording
 
     def _trial(self, pair: Pair, clean: Recording) -> Trial:

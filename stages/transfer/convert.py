@@ -9,10 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_tokens_of, text_config
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data
 from stages.transfer.heads import head_shape
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class TransferConvert(Stage):
         _check_heads(self._full_heads(inputs.get("selection")), model, told_by)
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", model, name, inputs[name])
+                require_tokens_of(model, inputs[name], name)
 
     def run(self, context: Context) -> None:
         """Convert, save, measure and report."""

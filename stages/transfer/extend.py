@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.matching import require_one_vocabulary, require_tokens_of
 from stages.stage import EXECUTION, Context, Input, Output, Stage
-from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
 from stages.training.settings import TRAINED, MeasuredTraining
@@ -56,10 +56,10 @@ class TransferExtend(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """One tokenizer everywhere, windows that fit the model."""
         if inputs.get("teacher") is not None:
-            check_one_vocabulary(inputs["teacher"], inputs["model"])
+            require_one_vocabulary(inputs["teacher"], inputs["model"], ("teacher", "model"))
         for name in ("data", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", inputs["model"], name, inputs[name])
+                require_tokens_of(inputs["model"], inputs[name], name)
 
     def run(self, context: Context) -> None:
         """Train, save, measure and report."""

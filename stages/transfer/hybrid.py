@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from stages.artifacts import Model
 from stages.errors import UserError
-from stages.evaluate.matching import first_difference
-from stages.training.checks import check_one_vocabulary
+from stages.evaluate.matching import first_difference, require_one_vocabulary
 
 HYBRID = "hybrid_heads"
 """The graft's name in `config.json`."""
@@ -20,7 +19,7 @@ def check_pair(teacher: Model, student: Model) -> None:
             where="teacher",
             fix="give the model as it was before `transfer.convert`",
         )
-    check_one_vocabulary(teacher, student)
+    require_one_vocabulary(teacher, student, ("teacher", "student"))
     if all(graft["name"] != HYBRID for graft in student.grafts):
         raise UserError(
             f"the student, a {student.config.get('model_type')}, has no hybrid heads",

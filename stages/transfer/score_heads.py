@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.evaluate.long_context import HAYSTACK_TOKENS
-from stages.evaluate.matching import text_config
+from stages.evaluate.matching import require_room
 from stages.evaluate.needles_scripts import Task
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
@@ -97,18 +97,7 @@ class ScoreHeads(Stage):
         """The model's heads can be patched, it has a tokenizer, its context holds the texts; there is text."""
         model: Model = inputs["model"]
         head_shape(model)
-        if not model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model in {model.path} has no tokenizer.json",
-                where="model",
-                fix="give a fast tokenizer: `AutoTokenizer.from_pretrained(…).save_pretrained(…)` makes it",
-            )
-        context = text_config(model.config).get("max_position_embeddings")
-        if context and self.params.length > context:
-            raise UserError(
-                f"length: {self.params.length} tokens exceed the model's context of {context}",
-                fix=f"set length to {context} or less",
-            )
+        require_room(model, self.params.length, "length")
         if inputs["text"].card.num_rows == 0:
             raise UserError(f"{inputs['text'].path} has no documents", where="text", fix="give some text")
 

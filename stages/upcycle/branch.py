@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.matching import require_tokens_of
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, MeasuredTraining
 from stages.upcycle.matching import check_one_length, check_source
@@ -56,7 +56,7 @@ class UpcycleBranch(Stage):
         check_source("model", inputs["model"])
         for name in ("data", "replay", "heldout"):
             if inputs.get(name) is not None:
-                check_data("model", inputs["model"], name, inputs[name])
+                require_tokens_of(inputs["model"], inputs[name], name)
         if inputs.get("replay") is not None:
             check_one_length({name: inputs[name] for name in ("data", "replay")})
 

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_tokens_of
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
-from stages.training.checks import check_data
 from stages.upcycle.matching import check_alike, check_source, expert_names
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Upcycle(Stage):
             check_source(role, model)
         check_alike(models)
         if inputs.get("heldout") is not None:
-            check_data("seed", next(iter(models.values())), "heldout", inputs["heldout"])
+            require_tokens_of(next(iter(models.values())), inputs["heldout"], "heldout", "seed")
 
     def run(self, context: Context) -> None:
         """Build, then prove exactness where it is due, and measure the distance to the seed where there is text."""

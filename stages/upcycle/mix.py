@@ -12,8 +12,8 @@ from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_one_vocabulary, require_tokens_of
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data, check_one_vocabulary
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, MeasuredTraining
 from stages.upcycle.matching import check_one_length
@@ -75,11 +75,11 @@ class UpcycleMix(Stage):
         model = inputs["model"]
         experts_per_token(model)
         if inputs.get("parent") is not None:
-            check_one_vocabulary(inputs["parent"], model)
+            require_one_vocabulary(inputs["parent"], model, ("parent", "model"))
         many = {f"{name}[{i}]": each for name in ("data", "domains") for i, each in enumerate(inputs.get(name) or ())}
         held = {} if inputs.get("heldout") is None else {"heldout": inputs["heldout"]}
         for name, data in {**many, **held}.items():
-            check_data("model", model, name, data)
+            require_tokens_of(model, data, name)
         check_one_length({name: data for name, data in many.items() if name.startswith("data")})
 
     def run(self, context: Context) -> None:

@@ -338,7 +338,7 @@ def test_what_cannot_be_pruned_or_retrained_is_refused(inputs: dict, pruned: dic
     alone = {name: value for name, value in pruned.items() if name != "parent"}
     with pytest.raises(UserError, match="that model is not given"):
         CompressPerp(PerpParameters(objective="layers")).check(alone)
-    with pytest.raises(UserError, match="vocabulary of 400"):
+    with pytest.raises(UserError, match="the parent has 400 tokens in its vocabulary, the model 384"):
         CompressPerp(PerpParameters()).check({**pruned, "parent": other})
     deeper = {**pruned, "parent": Model(tiny_model(tmp_path / "deeper", num_layers=5))}
     with pytest.raises(UserError, match="it has num_hidden_layers 5, the pruned model 4"):

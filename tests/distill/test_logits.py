@@ -163,25 +163,25 @@ def with_card(data: Dataset, directory: Path, **changes) -> Dataset:
 def test_another_tokenizer_is_refused(inputs: dict, tmp_path: Path):
     data = with_card(inputs["data"], tmp_path / "d", tokenizer="0123456789abcdef")
     with pytest.raises(
-        UserError, match=r"data was made by tokenizer 0123456789abcdef, the teacher has tokenizer \w{16}"
+        UserError, match=r"data: the tokens come from tokenizer 0123456789abcdef, the teacher has \w{16}"
     ):
         check({**inputs, "data": data})
 
 
 def test_windows_beyond_the_context_are_refused(inputs: dict, tmp_path: Path):
     heldout = with_card(inputs["heldout"], tmp_path / "d", sequence_length=512)
-    with pytest.raises(UserError, match=r"heldout has windows of 512 tokens, the teacher reads at most 256"):
+    with pytest.raises(UserError, match=r"heldout: windows of 512 tokens exceed the teacher's context of 256"):
         check({**inputs, "heldout": heldout})
 
 
 def test_data_that_is_not_packed_is_refused(inputs: dict, tmp_path: Path):
-    with pytest.raises(UserError, match="windows of 0 tokens"):
+    with pytest.raises(UserError, match="sequence_length 0, expected packed tokens"):
         check({**inputs, "data": with_card(inputs["data"], tmp_path / "d", sequence_length=0)})
 
 
 def test_a_student_of_another_vocabulary_is_refused(inputs: dict, tmp_path: Path):
     student = Model(tiny_model(tmp_path / "student", vocab_size=400))
-    with pytest.raises(UserError, match="vocabulary of 384 tokens, the student of 400"):
+    with pytest.raises(UserError, match="the teacher has 384 tokens in its vocabulary, the student 400"):
         check({**inputs, "student": student})
 
 

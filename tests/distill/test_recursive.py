@@ -114,7 +114,7 @@ def test_what_cannot_be_looped_is_refused_before_any_compute(inputs: dict, tmp_p
     with pytest.raises(UserError, match=r"the 4 layers .* do not divide into 3 loops: they do into 1, 2, 4"):
         check(inputs, loops=3)
     other = {**inputs, "teacher": Model(tiny_model(tmp_path / "other", vocab_size=400))}
-    with pytest.raises(UserError, match="data was made by tokenizer"):
+    with pytest.raises(UserError, match="data: the tokens come from tokenizer"):
         check(other)
     loop(inputs, tmp_path / "looped", tokens=1)
     with pytest.raises(UserError, match=r"the teacher has grafts \(recursive\)"):

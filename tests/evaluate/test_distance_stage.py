@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ def test_other_vocabularies_tokenizers_and_data_are_refused_before_compute(tmp_p
         measure(parent, other, data, tmp_path)
     with pytest.raises(UserError, match="the tokens come from tokenizer"):
         measure(parent, parent, tokens_dataset(tmp_path / "foreign", small), tmp_path)
+    unknown = Dataset(data.path)
+    replace(data.card, tokenizer="").write(data.path)
+    with pytest.raises(UserError, match=r"the tokens come from tokenizer \(unknown\), the parent has"):
+        measure(parent, parent, unknown, tmp_path)
     with pytest.raises(UserError, match="holds text"):
         measure(parent, parent, text_dataset(tmp_path / "text"), tmp_path)
 
@@ -80,7 +85,7 @@ def test_other_vocabularies_tokenizers_and_data_are_refused_before_compute(tmp_p
 def test_no_windows_and_a_short_context_are_refused(tmp_path: Path):
     parent, short = tiny_model(tmp_path / "parent"), tiny_model(tmp_path / "short", max_positions=16)
     data = tokens_dataset(tmp_path / "data", parent)
-    with pytest.raises(UserError, match="data for child: windows of 32 tokens exceed the model's context of 16"):
+    with pytest.raises(UserError, match="data: windows of 32 tokens exceed the child's context of 16"):
         measure(parent, short, data, tmp_path)
     DatasetCard(**{**data.card.__dict__, "num_rows": 0}).write(data.path)
     with pytest.raises(UserError, match="has no windows"):

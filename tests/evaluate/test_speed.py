@@ -170,7 +170,9 @@ def test_prompts_depend_on_the_seed_and_suit_both_models():
 
 def test_prompts_beyond_the_context_are_refused(tmp_path: Path):
     model, short = tiny_model(tmp_path / "model"), tiny_model(tmp_path / "short", max_positions=26)
-    with pytest.raises(UserError, match="baseline: a prompt of 24 and 4 decoded tokens exceed the context of 26"):
+    with pytest.raises(
+        UserError, match=r"baseline: context_lengths \+ decode_tokens: 28 exceeds the model's context of 26"
+    ):
         evaluate(model, short, tmp_path)
 
 

@@ -187,7 +187,7 @@ def test_cells_are_averaged_over_probes_tokens_and_answers():
 
 
 def test_lengths_beyond_the_context_are_refused(source: Path, text: Dataset, tmp_path: Path):
-    with pytest.raises(UserError, match="lengths: 2048 tokens exceed the model's context of 1024"):
+    with pytest.raises(UserError, match="lengths: 2048 exceeds the model's context of 1024"):
         evaluate(source, text, tmp_path, lengths=(512, 2048))
 
 

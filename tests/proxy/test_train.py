@@ -174,7 +174,7 @@ def test_what_cannot_be_measured_is_refused(given, tmp_path):
     foreign = tokens_dataset(tmp_path / "foreign", other, num_windows=4)
     with pytest.raises(UserError, match="tokenizer"):
         run(ProxyTrain, {**given, "data": foreign}, tmp_path, **QUICK)
-    with pytest.raises(UserError, match="reads at most 16"):
+    with pytest.raises(UserError, match="exceed the model's context of 16"):
         run(ProxyTrain, given, tmp_path, **QUICK, start="model")
     with pytest.raises(ValueError, match="no even multiple of num_heads"):
         ProxyParameters(hidden_size=20, num_heads=4)

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.artifacts import Dataset
 from stages.errors import StageError, UserError, first_line
 from stages.source.dataset import SourceDataset, SourceDatasetParams
 from stages.source.files import dataset_files
+from stages.source.licence import card_licence
 from stages.stage import Context
 from tests.source.test_dataset import bring, jsonl, texts
 from tests.store.s3 import bucket as bucket
@@ -109,6 +111,23 @@ def test_a_file_that_is_gone_stops_whatever_is_set(tmp_path: Path, monkeypatch: 
     files[1].unlink()
     with pytest.raises(UserError, match=r"1.jsonl is gone since the run began"):
         stage.run(Context(inputs={}, out=tmp_path / "out", scratch=tmp_path / "scratch"))
+
+
+def test_files_are_looked_up_once_a_run_and_the_licence_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, listed, written = jsonl(tmp_path / "in" / "a.jsonl", "one"), [], []
+    (tmp_path / "in" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("stages.source.origin.dataset_files", lambda text: listed.append(text) or dataset_files(text))
+    shards = tmp_path / "out" / "dataset"
+    monkeypatch.setattr(
+        "stages.source.origin.card_licence", lambda path: written.extend(shards.glob("*")) or card_licence(path)
+    )
+    stage = SourceDataset(SourceDatasetParams(dataset=str(file)))
+    context = Context(inputs={}, out=tmp_path / "out", scratch=tmp_path / "scratch")
+    stage.run(context)
+    assert (len(listed), written) == (1, [])
+    assert Dataset(context.output("dataset")).card.licence == "mit"
 
 
 def test_source_code_and_markdown_are_a_document_a_file(tmp_path: Path):

@@ -72,7 +72,7 @@ def heldout_curves(events: list[dict]) -> list[dict]:
 
 def test_windows_longer_than_the_context_are_refused(inputs, tmp_path):
     short = Model(tiny_model(tmp_path / "short", max_positions=32))
-    with pytest.raises(UserError, match="windows of 64 tokens, the model reads at most 32"):
+    with pytest.raises(UserError, match="windows of 64 tokens exceed the model's context of 32"):
         extend({**inputs, "model": short}, tmp_path)
 
 

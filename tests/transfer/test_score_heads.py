@@ -151,7 +151,7 @@ def refused(config: dict[str, Any], folder: Path, text: Dataset) -> UserError:
 
 
 def test_texts_longer_than_the_context_are_refused(source: Path, text: Dataset, tmp_path: Path):
-    with pytest.raises(UserError, match="length: 2000 tokens exceed the model's context of 1024"):
+    with pytest.raises(UserError, match="length: 2000 exceeds the model's context of 1024"):
         score(source, text, tmp_path, length=2000)
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.agent.conversation.room import require_room
 from stages.agent.evaluate.scores import FIGURES
 from stages.agent.rollout.opening import EngineName
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.matching import require_room
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from stages.agent.conversation.room import require_tokenizer
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_tokenizer
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from stages.agent.conversation.room import require_tokenizer
 from stages.agent.rl.settings import PolicyParameters
 from stages.agent.rl.stage import AgentLearn
 from stages.artifacts import Dataset, Model
+from stages.evaluate.matching import require_tokenizer
 from stages.stage import EXECUTION, Context, Input
 
 if TYPE_CHECKING:

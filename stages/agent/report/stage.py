@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from stages.agent.conversation.room import require_room, require_tokenizer
 from stages.artifacts import Dataset, Model, Report, write_report
+from stages.evaluate.matching import require_room, require_tokenizer
 from stages.evaluate.precision import ComputeType
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages.agent.conversation.room import require_room
 from stages.agent.rl.settings import LearningParameters, PolicyParameters
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_room, require_tokens_of
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED
 
@@ -85,7 +84,7 @@ class AgentLearn(Stage):
                 fix="a KL compares one vocabulary: take a reference of the model's family",
             )
         if inputs.get("heldout") is not None:
-            check_data("model", model, "heldout", inputs["heldout"])
+            require_tokens_of(model, inputs["heldout"], "heldout")
 
     def run(self, context: Context) -> None:
         """Learn, save the policy and all rollouts, measure and report."""

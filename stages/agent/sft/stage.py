@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from stages.agent.conversation.room import require_room
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
+from stages.evaluate.matching import require_room
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
