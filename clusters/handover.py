@@ -40,7 +40,7 @@ def receive() -> None:
     place = os.environ.pop(VARIABLE, "")
     if not place:
         return
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # pyrefly: ignore[missing-module-attribute]
 
     head, key = GcsClient(address=os.environ["RAY_ADDRESS"]), f"gcs://{place}".encode()
     data = head.internal_kv_get(key)

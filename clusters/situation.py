@@ -51,7 +51,7 @@ def _load() -> Any:
 
 def _groups(load: Any) -> Iterator[int]:
     """How many workers each placement group of this job has that waits for a place."""
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyrefly: ignore[missing-module-attribute]
 
     job = ray.get_runtime_context().get_job_id()
     for group in load.placement_group_load.placement_group_data:

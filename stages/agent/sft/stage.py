@@ -11,9 +11,8 @@ from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_room
+from stages.evaluate.matching import require_room, require_tokens_of
 from stages.stage import Context, Input, Output, Stage
-from stages.training.checks import check_data
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
 
@@ -86,7 +85,7 @@ class AgentSft(Stage):
                 fix="set packing: false, which gives each conversation a row",
             )
         if inputs.get("heldout") is not None:
-            check_data("model", model, "heldout", inputs["heldout"])
+            require_tokens_of(model, inputs["heldout"], "heldout")
 
     def run(self, context: Context) -> None:
         """Encode, pack, train, save, measure, report."""
