@@ -44,7 +44,11 @@ class SftParameters(TrainingParameters):
 
     def smoke(self) -> Self:
         """A few steps."""
-        return super().smoke().replaced(epochs=None, tokens=4096, batch_sequences=2, heldout_windows=4)
+        return (
+            super()
+            .smoke()
+            .replaced(epochs=None, tokens=4096, batch_sequences=2, heldout_windows=min(self.heldout_windows, 4))
+        )
 
 
 class AgentSft(Stage):
