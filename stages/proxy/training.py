@@ -97,7 +97,10 @@ class ProxyTraining(WindowRecipe):
         if self.params.start == "model":
             return load_model(self.model.path, dtype=self.worker.dtype)
         length = max(self.windows.sequence_length, *(each.shape[1] for each in self._held))
-        return new_llama(self.params, self.model, length, self.seed).to(self.worker.dtype)
+        model = new_llama(self.params, self.model, length, self.seed)
+        for parameter in model.parameters():  # not `.to`, which would round the rotary frequencies too
+            parameter.data = parameter.data.to(self.worker.dtype)
+        return model
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy summed over the T - 1 positions of each window that have a next token."""

@@ -18,8 +18,9 @@ from stages.proxy.probe import ProbeParameters, ProxyProbe
 from stages.proxy.record import Trained
 from stages.proxy.settings import ProxyParameters, ProxyTrainParameters
 from stages.proxy.train import ProxyTrain
-from stages.proxy.training import new_llama, non_embedding_parameters, spread
+from stages.proxy.training import ProxyTraining, new_llama, non_embedding_parameters, spread
 from stages.stage import Context
+from stages.training.recipe import Worker
 from tests.proxy.runs import details, run, said
 from tests.tiny import tiny_model, tokens_dataset
 
@@ -215,6 +216,17 @@ def test_a_new_llama_is_a_function_of_its_seed(given):
     assert not torch.equal(first, other)
     embeddings = sum(p.numel() for p in [models[0].model.embed_tokens.weight])
     assert non_embedding_parameters(models[0]) == models[0].num_parameters() - embeddings
+
+
+def test_a_proxy_in_bfloat16_turns_its_positions_as_one_in_float32(given, tmp_path):
+    params = ProxyParameters(**SHAPE)
+    paths = {"cache": tmp_path / "windows", "results": tmp_path / "results", "out": None}
+    recipe = ProxyTraining(params, given["model"], given["data"], given["validation"], 0, num_steps=1, **paths)
+    recipe.prepare(Worker(0, 1, torch.device("cpu"), torch.bfloat16))
+    built = recipe.build()
+    assert {p.dtype for p in built.parameters()} == {torch.bfloat16}
+    expected = new_llama(params, given["model"], 32, 0).model.rotary_emb.inv_freq
+    assert torch.equal(built.model.rotary_emb.inv_freq, expected)
 
 
 def test_the_probe_finds_a_window_and_resumes_finished_probes(given, tmp_path):
