@@ -15,6 +15,7 @@ from benchmarks.turns import take_turns
 from grafts.loader import load_model
 from stages.agent.rollout.engine import Request, Sampling
 from stages.agent.rollout.transformers_engine import TransformersEngine
+from stages.evaluate.generation import written
 
 Write = Callable[[Sequence[list[int]]], list[list[int]]]
 """The turns that follow contexts."""
@@ -48,30 +49,29 @@ def _rollouts(options: argparse.Namespace, write: Write, forget: Callable[[], No
     prompt = torch.randint(100, 5000, (options.prompt,), generator=generator).tolist()
     contexts = [list(prompt) for _ in range(options.rollouts)]
     for _ in range(options.turns):
-        for context, written in zip(contexts, write(contexts), strict=True):
+        for context, turn in zip(contexts, write(contexts), strict=True):
             told = torch.randint(100, 5000, (options.told,), generator=generator).tolist()
-            context += written + told
+            context += turn + told
 
 
 def _engine(engine: TransformersEngine, options: argparse.Namespace) -> Write:
     def write(contexts: Sequence[list[int]]) -> list[list[int]]:
         requests = [Request(key, list(ids), key, options.turn_tokens) for key, ids in enumerate(contexts)]
-        return [written.ids for written in engine.write(requests)]
+        return [turn.ids for turn in engine.write(requests)]
 
     return write
 
 
-@torch.no_grad()
 def _generate(model: PreTrainedModel, contexts: Sequence[list[int]], options: argparse.Namespace) -> list[list[int]]:
     """Contexts of one length each: equal turns leave nothing to pad."""
     ids = torch.tensor(contexts, device=model.device)
-    found = model.generate(
+    found = written(
+        model,
         ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=options.turn_tokens,
+        options.turn_tokens,
+        None,
         min_new_tokens=options.turn_tokens,
         do_sample=True,
         top_k=0,
-        pad_token_id=0,
     )
     return found[:, ids.shape[1] :].tolist()

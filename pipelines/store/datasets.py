@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.artifacts import DATASET_COLUMNS, Schema
-from stages.errors import UserError
+from stages.errors import UserError, first_line
 
 _FIELD: Final = re.compile(r"(\w+): (\w+)")
 
@@ -37,7 +37,7 @@ def column_problem(directory: Path, schema: Schema) -> str | None:
         try:
             found = pq.read_schema(shard)
         except (pa.ArrowInvalid, OSError) as error:
-            return f"{shard.name} is not a parquet file: {str(error).splitlines()[0]}"
+            return f"{shard.name} is not a parquet file: {first_line(error)}"
         if problem := _missing(found, DATASET_COLUMNS[schema], shard.name):
             return f"its schema is {schema!r}, and {problem}"
     return None

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.agent.rl.settings import LearningParameters, PolicyParameters
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.errors import UserError
-from stages.evaluate.matching import require_room, require_tokens_of
+from stages.evaluate.matching import require_one_vocabulary, require_room, require_tokens_of
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED
@@ -77,12 +76,8 @@ class AgentLearn(Stage):
         check_index(inputs)
         model, reference = inputs["model"], inputs.get("reference")
         require_room(model, self.params.window)
-        if reference is not None and reference.tokenizer_fingerprint != model.tokenizer_fingerprint:
-            raise UserError(
-                f"the model has tokenizer {model.tokenizer_fingerprint}, "
-                f"the reference {reference.tokenizer_fingerprint}",
-                fix="a KL compares one vocabulary: take a reference of the model's family",
-            )
+        if reference is not None:
+            require_one_vocabulary(model, reference, ("model", "reference"))
         if inputs.get("heldout") is not None:
             require_tokens_of(model, inputs["heldout"], "heldout")
 
