@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from clusters.executor import Capacity, Request, units
+from clusters.executor import Capacity, Request
 from pipelines.plan import Plan, raise_together
 from pipelines.spec.pipeline import StageSpec
 from pipelines.spec.quantities import format_bytes
@@ -68,7 +68,7 @@ def _too_much(spec: StageSpec, capacity: Capacity, where: str) -> Iterable[tuple
         fix = f"--set {spec.name.partition('[')[0]}.resources.{name}=…, or run on another cluster"
         if amount > on_node:
             yield f"asks for {amount:g} {name} a worker; the largest node of {where} has {on_node:g}", fix
-        elif units(amount) * asked.workers > units(in_all):
+        elif round(amount * asked.workers, 4) > in_all:
             total = amount * asked.workers
             yield f"asks for {asked.workers} × {amount:g} = {total:g} {name}; {where} has {in_all:g} in all", fix
     if asked.memory_bytes > capacity.node_memory_bytes:

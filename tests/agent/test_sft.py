@@ -227,7 +227,7 @@ def test_the_distance_to_the_parent_is_measured_on_text(model, data, tmp_path):
     assert details["computed_in"] == "float32"
     other = Dataset(shutil.copytree(text.path, tmp_path / "other"))
     replace(other.card, tokenizer="another").write(other.path)
-    with pytest.raises(UserError, match="heldout was made by tokenizer another"):
+    with pytest.raises(UserError, match="heldout: the tokens come from tokenizer another"):
         AgentSft(AgentSft.Params(**QUICK)).check({**inputs, "heldout": Dataset(other.path)})
 
 

@@ -274,6 +274,15 @@ def test_a_cluster_that_is_lost_at_any_moment_is_no_ctrl_c(bench, monkeypatch):
     assert {failure.message for failure in result.failures.values()} == {"the head has died while the stage ran"}
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as a shell's foreground has it: its background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_parts_of_a_lost_cluster_interrupt_once():
     loss = Loss()
     loss.check(patience_seconds=0.01)
