@@ -1,8 +1,7 @@
 """Rollouts written beside training, by a Ray actor that holds a copy of the policy.
 
-Weights go to the actor through Ray's object store, sets
-come back the same way. Where there is no room for a second worker like the one that trains, none is started: then that
-one writes the same sets itself, in turn.
+Weights go to the actor through Ray's object store, sets come back the same way. Where there is no room for a second
+worker like the one that trains, none is started: then that one writes the same sets itself, in turn.
 """
 
 from __future__ import annotations
