@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_tokens_of, text_config
+from stages.evaluate.matching import require_given_tokens, text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.checks import check_plain, check_supported
 from stages.training.preflight import require_training_tools
@@ -106,9 +106,7 @@ class CompressFold(Stage):
                 f"{num_kept} of {num_layers} layers stay, which do not divide into groups of {self.params.group}",
                 fix=share if fitting else f"set a group of {num_layers} or less",
             )
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(model, inputs[name], name)
+        require_given_tokens(model, inputs)
 
     def run(self, context: Context) -> None:
         """Train gates, drop, share, save, measure and report."""

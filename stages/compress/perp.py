@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.compress.mask_file import require_masks
 from stages.errors import UserError
-from stages.evaluate.matching import first_difference, require_one_vocabulary, require_tokens_of, text_config
+from stages.evaluate.matching import first_difference, require_given_tokens, require_one_vocabulary, text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
@@ -102,9 +102,7 @@ class CompressPerp(Stage):
             require_one_vocabulary(inputs["parent"], inputs["model"], ("parent", "model"))
             if self.params.objective == "layers":
                 _check_same_linears(inputs["parent"], inputs["model"])
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(inputs["model"], inputs[name], name)
+        require_given_tokens(inputs["model"], inputs)
 
     def run(self, context: Context) -> None:
         """Train, merge, save with masks, measure and report."""

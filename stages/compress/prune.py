@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_tokens_of
+from stages.evaluate.matching import require_given_tokens
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_plain, num_experts
@@ -76,9 +76,7 @@ class CompressPrune(Stage):
                 "`wanda` measures the inputs of linears on text, and there is none",
                 fix="give tokens as input `data`, or set `method: magnitude`",
             )
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(model, inputs[name], name)
+        require_given_tokens(model, inputs)
 
     def run(self, context: Context) -> None:
         """Score, prune, save with masks, measure and report."""

@@ -14,7 +14,7 @@ from stages.distill.cache_card import CacheCard
 from stages.distill.layer_map import layer_pairs
 from stages.distill.settings import DistillParameters, LogitsParameters
 from stages.errors import UserError
-from stages.evaluate.matching import require_one_vocabulary, require_tokens_of, text_config
+from stages.evaluate.matching import require_given_tokens, require_one_vocabulary, text_config
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED
@@ -59,9 +59,8 @@ class DistillLogits(Stage):
             require_one_vocabulary(teacher, student, ("teacher", "student"))
             _check_layers(self.params, teacher, student)
         for role, model in (("teacher", teacher), ("student", student)):
-            for name in ("data", "heldout"):
-                if model is not None and inputs.get(name) is not None:
-                    require_tokens_of(model, inputs[name], name, role)
+            if model is not None:
+                require_given_tokens(model, inputs, role=role)
         _check_prompt(self.params, inputs["data"])
         if inputs.get("cache") is not None:
             _check_cache(self.params, inputs)

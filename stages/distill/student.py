@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.distill.shapes import Shape, require_possible, student_shape
 from stages.errors import UserError
-from stages.evaluate.matching import require_tokens_of, text_config
+from stages.evaluate.matching import require_given_tokens, text_config
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_plain, check_supported
@@ -103,9 +103,7 @@ class DistillStudent(Stage):
             require_possible(teacher.config["model_type"], self._shape(teacher), Shape.of(config))
         if self.params.measures and inputs.get("data") is None:
             raise UserError("importance is measured on text, and there is none", fix="give tokens as input `data`")
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(teacher, inputs[name], name, "teacher")
+        require_given_tokens(teacher, inputs, role="teacher")
 
     def run(self, context: Context) -> None:
         """Measure importance, cut, save, measure the distance and report."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stages.artifacts import Dataset, Model
@@ -88,6 +88,15 @@ def require_tokens_of(
             where=where,
             fix=f"prepare the data with sequence_length: {context} or less",
         )
+
+
+def require_given_tokens(
+    model: Model, inputs: Mapping[str, Any], names: Sequence[str] = ("data", "heldout"), role: str = "model"
+) -> None:
+    """`require_tokens_of` for each of the inputs `names` that is given."""
+    for name in names:
+        if inputs.get(name) is not None:
+            require_tokens_of(model, inputs[name], name, role)
 
 
 def require_room(model: Model, tokens: int, parameter: str = "window", where: str = "model") -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_ids_below, require_tokens_of
+from stages.evaluate.matching import require_given_tokens, require_ids_below
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.training.checks import check_supported
@@ -89,9 +89,7 @@ class Quantize(Stage):
             )
         if self.always_grafted and not model.grafts:
             check_supported(model, "parts", fix="take a model of one of these, or `quantize.gptq`, which takes any")
-        for name in ("heldout", "calibration"):
-            if inputs.get(name) is not None:
-                require_tokens_of(model, inputs[name], where=name)
+        require_given_tokens(model, inputs, ("heldout", "calibration"))
 
     def run(self, context: Context) -> None:
         """Quantise, write, and measure what was written."""

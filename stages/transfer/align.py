@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.evaluate.matching import require_tokens_of
+from stages.evaluate.matching import require_given_tokens
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, MeasuredTraining
@@ -55,9 +55,7 @@ class TransferAlign(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """The student is the teacher with hybrid heads; one tokenizer everywhere, windows that fit."""
         check_pair(inputs["teacher"], inputs["student"])
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(inputs["teacher"], inputs[name], name, "teacher")
+        require_given_tokens(inputs["teacher"], inputs, role="teacher")
 
     def run(self, context: Context) -> None:
         """Train, save, measure and report."""

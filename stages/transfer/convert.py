@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_tokens_of, text_config
+from stages.evaluate.matching import require_given_tokens, text_config
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.transfer.heads import head_shape
@@ -120,9 +121,7 @@ class TransferConvert(Stage):
             )
         told_by = "selection" if self.params.full_heads is None else "full_heads"
         _check_heads(self._full_heads(inputs.get("selection")), model, told_by)
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(model, inputs[name], name)
+        require_given_tokens(model, inputs)
 
     def run(self, context: Context) -> None:
         """Convert, save, measure and report."""
@@ -203,15 +202,12 @@ class TransferConvert(Stage):
         )
 
     def _distance(self, context: Context, hybrid: PreTrainedModel) -> dict[str, float]:
-        if context.inputs.get("heldout") is None:
-            return {}
         from grafts.loader import load_model
-        from stages.evaluate.distance import distance
-        from stages.training.windows import input_windows
+        from stages.training.heldout import heldout_distance
 
-        teacher = load_model(context.model("model").path, dtype=hybrid.dtype).to(hybrid.device)
-        windows_NT, size = input_windows(context, "heldout", self.params.heldout_windows), self.params.batch_size
-        return distance(teacher, hybrid, windows_NT, batch_size=size, progress=context.progress).metrics()
+        teacher = partial(load_model, context.model("model").path, dtype=hybrid.dtype)
+        how = {"limit": self.params.heldout_windows, "batch_size": self.params.batch_size}
+        return heldout_distance(context, teacher, hybrid, **how)
 
 
 def _check_model(model: Model) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.evaluate.matching import require_one_vocabulary, require_tokens_of
+from stages.evaluate.matching import require_given_tokens, require_one_vocabulary
 from stages.stage import EXECUTION, Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.schedule import Schedule
@@ -57,9 +57,7 @@ class TransferExtend(Stage):
         """One tokenizer everywhere, windows that fit the model."""
         if inputs.get("teacher") is not None:
             require_one_vocabulary(inputs["teacher"], inputs["model"], ("teacher", "model"))
-        for name in ("data", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(inputs["model"], inputs[name], name)
+        require_given_tokens(inputs["model"], inputs)
 
     def run(self, context: Context) -> None:
         """Train, save, measure and report."""

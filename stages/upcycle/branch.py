@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.evaluate.matching import require_tokens_of
+from stages.evaluate.matching import require_given_tokens
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, MeasuredTraining
@@ -54,9 +54,7 @@ class UpcycleBranch(Stage):
     def check(self, inputs: Mapping[str, Any]) -> None:
         """A dense seed, and windows of one length in its tokens."""
         check_source("model", inputs["model"])
-        for name in ("data", "replay", "heldout"):
-            if inputs.get(name) is not None:
-                require_tokens_of(inputs["model"], inputs[name], name)
+        require_given_tokens(inputs["model"], inputs, ("data", "replay", "heldout"))
         if inputs.get("replay") is not None:
             check_one_length({name: inputs[name] for name in ("data", "replay")})
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_tokens_of
+from stages.evaluate.matching import require_given_tokens
 from stages.evaluate.measured import DISTANCE
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Stage
 from stages.upcycle.matching import check_alike, check_source, expert_names
@@ -111,8 +111,7 @@ class Upcycle(Stage):
         for role, model in models.items():
             check_source(role, model)
         check_alike(models)
-        if inputs.get("heldout") is not None:
-            require_tokens_of(next(iter(models.values())), inputs["heldout"], "heldout", "seed")
+        require_given_tokens(next(iter(models.values())), inputs, ("heldout",), role="seed")
 
     def run(self, context: Context) -> None:
         """Build, then prove exactness where it is due, and measure the distance to the seed where there is text."""

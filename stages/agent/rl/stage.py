@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.agent.rl.settings import LearningParameters, PolicyParameters
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.evaluate.matching import require_one_vocabulary, require_room, require_tokens_of
+from stages.evaluate.matching import require_given_tokens, require_one_vocabulary, require_room
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED
@@ -78,8 +78,7 @@ class AgentLearn(Stage):
         require_room(model, self.params.window)
         if reference is not None:
             require_one_vocabulary(model, reference, ("model", "reference"))
-        if inputs.get("heldout") is not None:
-            require_tokens_of(model, inputs["heldout"], "heldout")
+        require_given_tokens(model, inputs, ("heldout",))
 
     def run(self, context: Context) -> None:
         """Learn, save the policy and all rollouts, measure and report."""

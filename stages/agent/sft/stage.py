@@ -11,7 +11,7 @@ from pydantic import Field
 
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
-from stages.evaluate.matching import require_room, require_tokens_of
+from stages.evaluate.matching import require_given_tokens, require_room
 from stages.stage import Context, Input, Output, Stage
 from stages.training.preflight import require_training_tools
 from stages.training.settings import TRAINED, TrainingParameters
@@ -88,8 +88,7 @@ class AgentSft(Stage):
                 "packing: true, and the model has linear heads: their states run on into the next conversation",
                 fix="set packing: false, which gives each conversation a row",
             )
-        if inputs.get("heldout") is not None:
-            require_tokens_of(model, inputs["heldout"], "heldout")
+        require_given_tokens(model, inputs, ("heldout",))
 
     def run(self, context: Context) -> None:
         """Encode, pack, train, save, measure, report."""
