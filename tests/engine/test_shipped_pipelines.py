@@ -38,7 +38,7 @@ def schema():
 
 @pytest.mark.parametrize("file", [*SHIPPED, *MEASURED], ids=lambda file: file.stem)
 def test_an_editor_s_schema_accepts_them(file, schema):
-    schema.validate(Document.read(file).root)
+    assert [error.message for error in schema.iter_errors(Document.read(file).root)] == []
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)
