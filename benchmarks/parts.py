@@ -192,6 +192,15 @@ PARTS: Final = {
             quick=("--rollouts", "2", "--turn-tokens", "8", "--steps", "2"),
             hands_over=False,
         ),
+        Part(
+            "agent.retrieval",
+            "search by words, by meaning and by both",
+            10,
+            1,
+            arguments=("retrieval",),
+            quick=("--documents", "200", "--queries", "50"),
+            hands_over=False,
+        ),
     )
 }
 

@@ -50,7 +50,7 @@ def load_model(path: Path, *, dtype: torch.dtype, trust_remote_code: bool = Fals
     if path.suffix == ".gguf":
         return load_gguf(path, dtype=dtype)
     _require_files(path)
-    with _quiet():
+    with quiet():
         config = _read_config(path, trust_remote_code)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +70,7 @@ def load_model(path: Path, *, dtype: torch.dtype, trust_remote_code: bool = Fals
 
 def load_gguf(file: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """The model in the GGUF `file`, dequantised to plain linears in `dtype`; ValueError when it does not load."""
-    with _quiet():
+    with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -108,7 +108,7 @@ def save_model(
     machine enters the bytes: no time, and no path (`_name_or_path` is dropped from the config).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _quiet(), storing(model, dtype) if dtype else nullcontext():
+    with quiet(), storing(model, dtype) if dtype else nullcontext():
         # Fused experts that are split up again are not found beside packed tensors (transformers 5.23): tensors given
         # here keep the names that the model has.
         original = state_dict is None
@@ -177,7 +177,7 @@ def _names(keys: Iterable[object], limit: int = 5) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars from `transformers` while this lasts: stages report progress themselves."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

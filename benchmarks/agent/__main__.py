@@ -1,14 +1,17 @@
-"""Rollouts written in one batch against `model.generate`, and where the time of a reinforcement learning step goes.
+"""Rollouts in one batch against `model.generate`, where the time of a reinforcement learning step goes, and search.
 
     python -m benchmarks.agent rollouts [--rollouts 8] [--turns 2] [--turn-tokens 32] [--prompt 256] [--told 128]
     python -m benchmarks.agent step     [--credit igpo] [--staleness 0] [--questions 1] [--rollouts 8]
+    python -m benchmarks.agent retrieval [--documents 12271] [--queries 1000]
 
 The model is SmolLM2-135M-Instruct unless `--model DIRECTORY` names another. `rollouts` gives every contender the same
 prompts and the same results of tools, and lets all write turns of equal length: the project's engine (one batch, its
 cache going on over turns), `generate` on padded batches that are read anew each turn, and `generate` on one rollout
 after another. Contenders take turns in one process, in opposite orders; each runs once to warm up. `step` runs the
 stage `agent.rl` on cloze questions over passages of Wikipedia and prints the seconds of each phase. With
-`--staleness 1` rollouts are written beside the updates, which takes two CPUs with a thread each.
+`--staleness 1` rollouts are written beside the updates, which takes two CPUs with a thread each. `retrieval` asks
+questions of people about passages, and prints how often each ranking of `agent.index` finds the one that answers;
+`--model` is then the encoder, MiniLM unless told otherwise.
 On a machine that others use too, trust the ratios, and CPU seconds, with `OMP_NUM_THREADS=1`.
 """
 
@@ -30,17 +33,22 @@ def main() -> None:
     print(f"{platform.platform()}, {threads}, Python {platform.python_version()}, {names}\n", flush=True)
     if options.what == "rollouts":
         from benchmarks.agent.rollouts import measure
-    else:
+    elif options.what == "step":
         from benchmarks.agent.step import measure
+    else:
+        from benchmarks.agent.retrieval import measure
     measure(options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="what", required=True)
-    rollouts, step = kinds.add_parser("rollouts"), kinds.add_parser("step")
-    for each in (rollouts, step):
+    rollouts, step, retrieval = (kinds.add_parser(name) for name in ("rollouts", "step", "retrieval"))
+    for each in (rollouts, step, retrieval):
         each.add_argument("--model", type=Path)
+    retrieval.add_argument("--documents", type=int, default=12_271, help="passages, from the front")
+    retrieval.add_argument("--queries", type=int, default=1000)
+    for each in (rollouts, step):
         each.add_argument("--rollouts", type=int, default=8, help="side by side; of each question for `step`")
         each.add_argument("--turns", type=int, default=2)
         each.add_argument("--turn-tokens", type=int, default=32)

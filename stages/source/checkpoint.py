@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from grafts.config import GraftedConfig
 from grafts.loader import copy_tokenizer, load_gguf, save_model, save_tokenizer
@@ -25,6 +25,8 @@ from stages.source.locate import nearest
 from stages.source.weights import INDEX, WHOLE, weight_files
 from stages.stage import Progress
 
+MODULES: Final = "modules.json"
+"""Of sentence-transformers: the steps from a text to its vector."""
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -68,10 +70,16 @@ def convert_directory(
     _write_config(config, directory, dtype if wanted else None)
     _write_index(source, directory)
     copy_tokenizer(source, directory)
+    _copy_modules(source, directory)
     if trust_remote_code:
         for module in sorted(source.glob("*.py")):
             shutil.copyfile(module, directory / module.name)
     return count(directory)
+
+
+def is_sentence_encoder(directory: Path) -> bool:
+    """Whether sentence-transformers has saved the model: its vectors of texts are what it is for."""
+    return (directory / MODULES).is_file()
 
 
 def count(directory: Path) -> Counts:
@@ -112,9 +120,24 @@ def _write_index(source: Path, directory: Path) -> None:
         write_json(directory / file.name, index)
 
 
+def _copy_modules(source: Path, directory: Path) -> None:
+    """Copy what makes a sentence encoder of the model, as sentence-transformers saves it: pooling and what follows."""
+    if not is_sentence_encoder(source):
+        return
+    for name in (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    for module in sorted(source.glob("[0-9]*_*")):
+        for file in sorted(each for each in module.iterdir() if each.suffix in (".json", ".safetensors")):
+            (directory / module.name).mkdir(exist_ok=True)
+            shutil.copyfile(file, directory / module.name / file.name)
+
+
 def _require_known_architecture(source: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
     model_type = str(config.get("model_type", ""))
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, GraftedConfig.model_type}
+    if is_sentence_encoder(source):
+        known |= MODEL_MAPPING_NAMES.keys()
     if model_type in known or (trust_remote_code and "auto_map" in config):
         return
     if "auto_map" in config:

@@ -37,7 +37,8 @@ class SourceModel(Stage):
 
     Writes safetensors, in bfloat16 unless told otherwise, the tokenizer and the chat template, so that plain
     `transformers` loads it. GGUF is dequantised once. Pickled weights are never read. The report names the source and
-    the licence it declares.
+    the licence it declares. A sentence encoder, as sentence-transformers saves it, comes with its pooling
+    (for `agent.index`).
     """
 
     Params = SourceModelParams

@@ -185,6 +185,20 @@ def test_a_model_that_is_no_language_model_is_refused(tmp_path: Path):
         bring(source, tmp_path / "to")
 
 
+def test_a_sentence_encoder_may_be_of_any_kind_and_comes_with_what_follows_the_model(tmp_path: Path):
+    source = tiny_model(tmp_path / "source")
+    (source / "config.json").write_text('{"model_type": "mpnet"}')
+    with pytest.raises(UserError, match="'mpnet', not a causal language model"):
+        bring(source, tmp_path / "refused")
+    (source / "modules.json").write_text('[{"path": "1_Pooling"}, {"path": "../../elsewhere"}]')
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling/config.json").write_text("{}")
+    (source / "1_Pooling/pytorch_model.bin").write_bytes(b"pickled")
+    out = bring(source, tmp_path / "to").output("model")
+    assert (out / "modules.json").read_bytes() == (source / "modules.json").read_bytes()
+    assert [file.name for file in (out / "1_Pooling").iterdir()] == ["config.json"]
+
+
 def test_a_quantised_checkpoint_keeps_its_types(tmp_path: Path):
     from tests.quantize.test_rtn import quantize
 

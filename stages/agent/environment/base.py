@@ -58,6 +58,9 @@ class Tool(ABC):
     parameters: ClassVar[Mapping[str, str]]
     """Every argument with its meaning; all are required, and given as a text or a number."""
 
+    def prepare(self) -> None:
+        """Load what calls need, so that the first one is no slower: its time is not counted."""
+
     @abstractmethod
     def __call__(self, **arguments: Any) -> str:
         """The result as text. Raises ValueError, in words for the model, for arguments that name nothing."""

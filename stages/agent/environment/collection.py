@@ -74,7 +74,10 @@ class Collection:
         return self._len
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Collection, (self.file.parent,)
+        return type(self), (self.file.parent,)
+
+    def prepare(self) -> None:
+        """Load what the first search would load: nothing here."""
 
     def search(self, query: str, limit: int) -> list[Hit]:
         """The documents that fit `query` best, best first; none for a query without words."""
@@ -87,8 +90,10 @@ class Collection:
 
     def read(self, number: int) -> Document | None:
         """The document of that number, None where there is none."""
-        if not 1 <= number <= len(self):
-            return None
+        return self.document(number) if 1 <= number <= len(self) else None
+
+    def document(self, number: int) -> Document:
+        """The document of a number that is one."""
         ((title, text),) = self._rows("SELECT title, text FROM documents WHERE rowid = ?", number)
         return Document(number, title, text)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from stages.artifacts import Dataset, Report, write_report
+from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import Context, Input, Output, Parameters, Stage
+
+if TYPE_CHECKING:
+    from stages.agent.environment.collection import Collection
 
 
 class IndexParameters(Parameters):
@@ -24,6 +27,9 @@ class IndexParameters(Parameters):
     """Documents that `search` lists."""
     visit_characters: Annotated[int, Field(ge=100)] = 1200
     """Characters of a document that `visit` shows."""
+    ranking: Literal["bm25", "dense", "fused"] = "bm25"
+    """What `search` ranks by: words (BM25), meaning (`dense`: cosine of an encoder's vectors), or both, fused by rank.
+    All but `bm25` need the input `encoder`."""
 
     def smoke(self) -> Self:
         """A thousand documents at most."""
@@ -31,14 +37,18 @@ class IndexParameters(Parameters):
 
 
 class AgentIndex(Stage):
-    """Index a text dataset for the tools `search` (BM25 in SQLite FTS5) and `visit`.
+    """Index a text dataset for the tools `search` (BM25 in SQLite FTS5, a sentence encoder, or both) and `visit`.
 
-    The result is a `text` dataset with a column `title`, and `index.sqlite` beside it. How many results and how much of
-    a document the tools show is part of it, so that every stage that uses the collection sees the same tools.
+    The result is a `text` dataset with a column `title`, and `index.sqlite` beside it; with `encoder` (a sentence
+    encoder from `source.model`), the documents' vectors and the encoder too. What is ranked by, how many results and
+    how much of a document the tools show is part of it, so that all stages that use the collection see the same tools.
     """
 
     Params = IndexParameters
-    inputs: ClassVar[Mapping[str, Input]] = {"text": Input(Dataset, schema="text")}
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "text": Input(Dataset, schema="text"),
+        "encoder": Input(Model, optional=True),
+    }
     outputs: ClassVar[Mapping[str, Output]] = {"index": Output(Dataset, schema="text"), "report": Output(Report)}
     metrics = ("documents", "titles", "bytes")
     params: IndexParameters
@@ -51,6 +61,19 @@ class AgentIndex(Stage):
             options = {name for (name,) in connection.execute("PRAGMA compile_options")}
         if "ENABLE_FTS5" not in options:
             raise UserError("this Python's SQLite has no FTS5", fix="use a Python whose SQLite has it, as most do")
+        if self.params.ranking != "bm25":
+            from stages.agent.environment.dense import require_encoder_tools
+
+            require_encoder_tools()
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """There is an encoder where one is needed, and nowhere else."""
+        ranking, encoder = self.params.ranking, inputs.get("encoder")
+        if ranking != "bm25" and encoder is None:
+            fix = "give one: source.model with model: hub:sentence-transformers/all-MiniLM-L6-v2@REVISION, or the like"
+            raise UserError(f"ranking: {ranking} needs the input encoder", fix=fix)
+        if ranking == "bm25" and encoder is not None:
+            raise UserError("the input encoder is given, and ranking: bm25 has no use for it", fix="set ranking: fused")
 
     def run(self, context: Context) -> None:
         """Split titles, write the documents, index them."""
@@ -65,10 +88,21 @@ class AgentIndex(Stage):
         card = source.card
         write_documents(out, documents, licence=card.licence, source=card.source)
         collection = build(out, documents)
-        ToolSettings(self.params.search_results, self.params.visit_characters).write(out)
+        self._embed(context, collection)
+        ToolSettings(self.params.search_results, self.params.visit_characters, self.params.ranking).write(out)
         titles, num_bytes = len({title for title, _ in documents}), sum(len(text.encode()) for _, text in documents)
         context.metrics(documents=len(collection), titles=titles, bytes=num_bytes)
         write_report(context.output("report"), "Index", context.results, {"parameters": self.params.identity()})
+
+    def _embed(self, context: Context, collection: Collection) -> None:
+        if self.params.ranking == "bm25":
+            return
+        from stages.agent.environment.dense import embed
+
+        encoder = context.model("encoder").path
+        if not (encoder / "modules.json").is_file():
+            context.say("the encoder is no sentence encoder (no modules.json): vectors are means of its last states")
+        embed(context.output("index"), encoder, collection, context.progress)
 
     def _documents(self, source: Dataset) -> Iterator[tuple[str, str]]:
         from stages.agent.environment.collection import split_title

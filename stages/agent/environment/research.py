@@ -12,6 +12,7 @@ from stages.agent.conversation.records import read_tasks
 from stages.agent.environment.answers import exact_match, f1
 from stages.agent.environment.base import Environment, Task, Tool
 from stages.agent.environment.collection import Collection
+from stages.agent.environment.dense import RANKINGS, Ranking
 from stages.artifacts import Dataset, write_json
 from stages.errors import UserError
 
@@ -28,6 +29,10 @@ class Search(Tool):
 
     collection: Collection
     results: int = 3
+
+    def prepare(self) -> None:
+        """Load the encoder, where there is one."""
+        self.collection.prepare()
 
     def __call__(self, **arguments: Any) -> str:
         """`[id] title: the part that fits`, best first."""
@@ -60,12 +65,14 @@ class Visit(Tool):
 
 @dataclass(frozen=True)
 class ToolSettings:
-    """How much the tools show: a property of the index, kept beside it."""
+    """How the tools search and how much they show: a property of the index, kept beside it."""
 
     results: int = 3
     """Documents that `search` lists."""
     characters: int = 1200
     """Characters of a document that `visit` shows."""
+    ranking: Ranking = "bm25"
+    """What `search` ranks by."""
 
     def write(self, directory: Path) -> None:
         """Keep the settings with the index in `directory`."""
@@ -74,16 +81,25 @@ class ToolSettings:
     @classmethod
     def read(cls, directory: Path) -> ToolSettings:
         """The settings of the index in `directory`. Raises UserError when they are missing or damaged."""
+        fix = "make the index with the stage `agent.index`"
         try:
-            return cls(**json.loads((directory / SETTINGS).read_bytes()))
+            settings = cls(**json.loads((directory / SETTINGS).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            fix = "make the index with the stage `agent.index`"
             raise UserError(f"{directory} has no sound {SETTINGS}: {error}", fix=fix) from error
+        if settings.ranking not in RANKINGS:
+            known = ", ".join(RANKINGS)
+            raise UserError(f"{directory / SETTINGS} ranks by {settings.ranking!r}, known are {known}", fix=fix)
+        return settings
+
+
+def open_collection(index: Path) -> Collection:
+    """The collection in a directory, which searches as its settings say. Raises UserError as it and they do."""
+    return RANKINGS[ToolSettings.read(index).ranking](index)
 
 
 def make_tools(index: Path) -> tuple[Collection, dict[str, Tool]]:
     """The collection in a directory and the tools over it. Raises UserError when it is missing or damaged."""
-    collection, settings = Collection(index), ToolSettings.read(index)
+    collection, settings = open_collection(index), ToolSettings.read(index)
     search, visit = Search(collection, settings.results), Visit(collection, settings.characters)
     return collection, {search.name: search, visit.name: visit}
 

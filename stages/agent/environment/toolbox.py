@@ -36,6 +36,7 @@ class Toolbox:
     tools: Mapping[str, Tool]
     timeout: float = 30.0
     _actor: Any = field(default=None, repr=False)
+    _prepared: bool = field(default=False, repr=False)
 
     def call(self, calls: Sequence[ToolCall]) -> list[Observation]:
         """An observation for each call, in order; the calls run side by side."""
@@ -61,6 +62,9 @@ class Toolbox:
         self.close()
 
     def _run_in_threads(self, calls: Sequence[ToolCall]) -> list[Observation]:
+        if not self._prepared:
+            _prepare(self.tools)
+            self._prepared = True
         results: list[Observation] = [self._late(call) for call in calls]
         threads = [
             threading.Thread(target=_into, args=(results, index, self.tools, call), name="tool", daemon=True)
@@ -99,7 +103,8 @@ class _Tools:
         self.tools = tools
 
     def ready(self) -> None:
-        """Nothing: that it returns says that the actor runs."""
+        """Get ready: that it returns says that the actor runs."""
+        _prepare(self.tools)
 
     def run(self, call: ToolCall) -> Observation:
         return _run(self.tools, call)
@@ -112,6 +117,11 @@ def _start(tools: Mapping[str, Tool]) -> Any:
     if actor is None:
         raise StageError(f"no process for tools after {START_SECONDS} s", fix="the cluster may be full: retry")
     return actor
+
+
+def _prepare(tools: Mapping[str, Tool]) -> None:
+    for tool in tools.values():
+        tool.prepare()
 
 
 def _run(tools: Mapping[str, Tool], call: ToolCall) -> Observation:

@@ -30,6 +30,10 @@ class Gather(Tool):
     characters: int = 400
     """Of each document."""
 
+    def prepare(self) -> None:
+        """Load the encoder of the collection, where it has one."""
+        self.collection.prepare()
+
     def __call__(self, **arguments: Any) -> str:
         """The documents as JSON, each `[id, title, text]`."""
         found = self.find(str(arguments["queries"]).splitlines())
@@ -53,7 +57,6 @@ def gathered(observation: Observation) -> tuple[Evidence, ...] | None:
 
 
 def _evidence(collection: Collection, number: int, most: int) -> Evidence:
-    document = collection.read(number)
-    assert document is not None, f"document {number} was found a moment ago"
+    document = collection.document(number)
     text = without_citations(document.text)  # a document's own footnotes would be taken for documents of ours
     return Evidence(number, document.title, text if len(text) <= most else text[:most].rstrip() + "…")

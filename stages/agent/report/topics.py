@@ -81,8 +81,8 @@ class Drafter:
         """Topics in random order, no document in two of them."""
         used = set[str]()
         for number in rng.sample(range(1, len(self.collection) + 1), len(self.collection)):
-            document = self.collection.read(number)
-            if document and normalise(document.title) not in used and (topic := self._topic(document, used)):
+            document = self.collection.document(number)
+            if normalise(document.title) not in used and (topic := self._topic(document, used)):
                 used |= {normalise(item.title) for item in topic.items}
                 yield topic
 
@@ -106,8 +106,8 @@ class Drafter:
         name, found = plain_title(document.title), list[Document]()
         seen = set(taken)
         for hit in self.collection.search(name, searched):
-            other = self.collection.read(hit.id)
-            if other is None or normalise(other.title) in seen or len(found) == most:
+            other = self.collection.document(hit.id)
+            if normalise(other.title) in seen or len(found) == most:
                 continue
             if self.link == "search" or phrases_in(other.text, [normalise(name)]):
                 found.append(other)

@@ -112,11 +112,11 @@ class AgentReportTopics(Stage):
         """Draw, split, write."""
         from itertools import islice
 
-        from stages.agent.environment.collection import Collection
+        from stages.agent.environment.research import open_collection
         from stages.agent.report.topics import Drafter
 
         params = self.params
-        collection = Collection(context.dataset("index").path)
+        collection = open_collection(context.dataset("index").path)
         drafter = Drafter(collection, params.aspects, params.deeper, params.link, params.documents)
         found: list[Topic] = []
         for topic in islice(drafter.topics(random.Random(context.seed)), params.topics):

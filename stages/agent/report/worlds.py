@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from stages.agent.environment.base import Environment
-from stages.agent.environment.collection import Collection
-from stages.agent.environment.research import ToolSettings
+from stages.agent.environment.research import ToolSettings, open_collection
 from stages.agent.report.episode import ReportEnvironment
 from stages.agent.report.exercises import ExerciseEnvironment
 from stages.agent.report.gather import Gather
@@ -46,4 +45,4 @@ def make_judge(model: Model | None) -> Judge:
 def _gather(index: Dataset, tasks: Dataset) -> Gather:
     """The search of an index as the rules of the tasks want it."""
     settings = ToolSettings.read(index.path)
-    return Gather(Collection(index.path), Rules.read(tasks).documents, settings.characters)
+    return Gather(open_collection(index.path), Rules.read(tasks).documents, settings.characters)
