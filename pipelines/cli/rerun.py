@@ -62,23 +62,24 @@ class Again:
 def rerun_run(again: Again, selection: Selection, overrides: tuple[str, ...]) -> Ran:
     """Run stages of an earlier run again, on that run's artifacts. Raises UserError."""
     name, asked = again.request()
-    _go_where_it_ran(asked)
+    here = _go_where_it_ran(asked)
     pipeline = asked.pipeline(overrides)
     _tell_drift(name, asked)
-    result = run_pipeline(pipeline, again.store, again.options(asked), selection, rerun_of=name)
-    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, smoke=asked.smoke), asked.smoke)
+    options = again.options(asked)
+    result = run_pipeline(pipeline, again.store, options, selection, rerun_of=name)
+    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, options, here), asked.smoke)
 
 
 def resume_run(again: Again) -> Ran:
     """Go on with a run: same file, same overrides, same selection. Raises UserError."""
     name, asked = again.request()
-    _go_where_it_ran(asked)
+    here = _go_where_it_ran(asked)
     pipeline = asked.pipeline()
     _tell_drift(name, asked)
     selection = _still_to_force(again.store, name, asked, pipeline)
     options = replace(again.options(asked), fail_fast=asked.fail_fast)
     result = run_pipeline(pipeline, again.store, options, selection, rerun_of=asked.rerun_of, resumes=name)
-    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, smoke=asked.smoke), asked.smoke)
+    return Ran(pipeline, result, _arguments(again.store, pipeline, selection, options, here), asked.smoke)
 
 
 def accept_stage(pipeline: Pipeline, store: Store, stage: str, reason: str) -> Iterator[str]:
@@ -108,8 +109,9 @@ def _still_to_force(store: Store, name: str, asked: RunRequest, pipeline: Pipeli
     return replace(asked.selection, force=force)
 
 
-def _go_where_it_ran(asked: RunRequest) -> None:
-    """Relative paths of a pipeline count from the directory in which it was started."""
+def _go_where_it_ran(asked: RunRequest) -> Path:
+    """Relative paths of a pipeline count from the directory in which it was started; the directory until now."""
+    here = Path.cwd()
     if asked.directory and Path(asked.directory) != Path.cwd():
         if Path(asked.directory).is_dir():
             print(f"in {asked.directory}, where the run was started", file=sys.stderr)
@@ -117,6 +119,7 @@ def _go_where_it_ran(asked: RunRequest) -> None:
         else:
             print(f"{asked.directory}, where the run was started, is not here: paths count from here", file=sys.stderr)
     see_working_directory()
+    return here
 
 
 def _tell_drift(name: str, asked: RunRequest) -> None:
@@ -124,7 +127,10 @@ def _tell_drift(name: str, asked: RunRequest) -> None:
         print(f"{drift} since; this is the pipeline as run {name} had it", file=sys.stderr)
 
 
-def _arguments(store: Store, pipeline: Pipeline, selection: Selection, *, smoke: bool) -> str:
+def _arguments(store: Store, pipeline: Pipeline, selection: Selection, options: RunOptions, here: Path) -> str:
+    """What names the pipeline again for who is in the directory `here`."""
+    file = Path(pipeline.file)
+    name = str(file.resolve()) if file.is_file() and here != Path.cwd() else pipeline.file
     texts = pipeline.asked or pipeline.overrides
-    same = [pipeline.file, *(part for text in texts for part in ("--set", text)), *selection.arguments()]
-    return naming(shlex.join(same), full_location(store.location) if smoke else store.location, store.default)
+    same = [name, *(part for text in texts for part in ("--set", text)), *selection.arguments(), *options.arguments()]
+    return naming(shlex.join(same), full_location(store.location) if options.smoke else store.location, store.default)

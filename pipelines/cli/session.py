@@ -47,6 +47,10 @@ class RunOptions:
     smoke: bool = False
     """Whether the pipeline has been made small; for the record."""
 
+    def arguments(self) -> list[str]:
+        """Those that plan and run for the same cluster again."""
+        return ["--cluster", self.cluster] if self.executor == "ray" and self.cluster != "local" else []
+
 
 def run_pipeline(
     pipeline: Pipeline,

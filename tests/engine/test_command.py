@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.cli.app import app
 from pipelines.cli.options import find_pipeline
+from pipelines.cli.session import RunOptions
 
 GOOD = """\
 name: small
@@ -28,11 +29,11 @@ def regraft(tmp_path):
     (tmp_path / "p.yaml").write_text(GOOD)
     root = os.getcwd()  # noqa: PTH109
 
-    def run(*arguments: str, code: int = 0, **environment: str) -> str:
+    def run(*arguments: str, code: int = 0, cwd: str = ".", **environment: str) -> str:
         path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             [sys.executable, "-m", "pipelines", *arguments],
-            cwd=tmp_path,
+            cwd=tmp_path / cwd,
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": "150", **environment},
             capture_output=True,
             text=True,
@@ -87,6 +88,19 @@ def test_a_smoke_run_that_is_resumed_advises_the_whole_pipeline_in_the_store_it_
         for told in (first, again):
             assert "the pipeline holds together" in told
             assert f"next:\n  regraft run p.yaml{named}\n" in told
+
+
+def test_advice_is_for_the_directory_a_person_is_in(regraft, tmp_path):
+    regraft("run", "p.yaml", *INLINE)
+    (tmp_path / "elsewhere").mkdir()
+    told = regraft("rerun", "latest", "--from", "b", "--inline", "--store", "../.regraft", cwd="elsewhere")
+    (advised,) = (line for line in told.splitlines() if "regraft plan" in line)
+    assert f"regraft plan {tmp_path / 'p.yaml'} --from b " in advised
+
+
+def test_advice_is_for_the_same_cluster():
+    assert RunOptions(cluster="existing").arguments() == ["--cluster", "existing"]
+    assert RunOptions().arguments() == RunOptions("inline", cluster="existing").arguments() == []
 
 
 def test_verify_finds_damage(regraft, tmp_path):

@@ -104,6 +104,7 @@ def run(
         pipeline,
         *(part for text in set_ or () for part in ("--set", text)),
         *selection.arguments(),
+        *options.arguments(),
     ]
     same += ["--store", store] if store != ".regraft" else []
     finish(loaded, opened, result, shlex.join(same), quiet=view == "quiet", smoke=smoke)
