@@ -17,6 +17,7 @@ from typing import Any, Final
 from clusters import handover
 from clusters.executor import Capacity
 from clusters.profile import Profile
+from stages.errors import first_line
 
 ENDED: Final = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 LONGEST_GRACE_SECONDS: Final = 3600
@@ -170,8 +171,7 @@ class Jobs:
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise JobError(f"{self.dashboard} does not let us in: {reason}", TOKEN_FIX) from None
+            raise JobError(f"{self.dashboard} does not let us in: {first_line(error)}", TOKEN_FIX) from None
         except requests.exceptions.HTTPError as error:
             answer = f"{error.response.status_code} {error.response.reason}: {_last_line(error.response.text)}"
             raise JobError(f"{self.dashboard} answers {answer}", "see Ray's log on its head, or the proxy's") from None
