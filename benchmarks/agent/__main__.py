@@ -3,6 +3,7 @@
     python -m benchmarks.agent rollouts [--rollouts 8] [--turns 2] [--turn-tokens 32] [--prompt 256] [--told 128]
     python -m benchmarks.agent step     [--credit igpo] [--staleness 0] [--questions 1] [--rollouts 8]
     python -m benchmarks.agent retrieval [--documents 12271] [--queries 1000]
+    python -m benchmarks.agent credit --store STORE [--figure FILE.svg]
 
 The model is SmolLM2-135M-Instruct unless `--model DIRECTORY` names another. `rollouts` gives every contender the same
 prompts and the same results of tools, and lets all write turns of equal length: the project's engine (one batch, its
@@ -11,7 +12,8 @@ after another. Contenders take turns in one process, in opposite orders; each ru
 stage `agent.rl` on cloze questions over passages of Wikipedia and prints the seconds of each phase. With
 `--staleness 1` rollouts are written beside the updates, which takes two CPUs with a thread each. `retrieval` asks
 questions of people about passages, and prints how often each ranking of `agent.index` finds the one that answers;
-`--model` is then the encoder, MiniLM unless told otherwise.
+`--model` is then the encoder, MiniLM unless told otherwise. `credit` reads what benchmarks/agent/credit.yaml has left in
+a store.
 On a machine that others use too, trust the ratios, and CPU seconds, with `OMP_NUM_THREADS=1`.
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -28,22 +30,20 @@ import torch
 
 def main() -> None:
     options = _options()
-    names = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "deepspeed"))
-    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} CPUs"
-    print(f"{platform.platform()}, {threads}, Python {platform.python_version()}, {names}\n", flush=True)
-    if options.what == "rollouts":
-        from benchmarks.agent.rollouts import measure
-    elif options.what == "step":
-        from benchmarks.agent.step import measure
-    else:
-        from benchmarks.agent.retrieval import measure
-    measure(options)
+    if options.what != "credit":
+        names = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "deepspeed"))
+        threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} CPUs"
+        print(f"{platform.platform()}, {threads}, Python {platform.python_version()}, {names}\n", flush=True)
+    import_module(f"benchmarks.agent.{options.what}").measure(options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="what", required=True)
     rollouts, step, retrieval = (kinds.add_parser(name) for name in ("rollouts", "step", "retrieval"))
+    credit = kinds.add_parser("credit")
+    credit.add_argument("--store", default=".regraft")
+    credit.add_argument("--figure", type=Path)
     for each in (rollouts, step, retrieval):
         each.add_argument("--model", type=Path)
     retrieval.add_argument("--documents", type=int, default=12_271, help="passages, from the front")
