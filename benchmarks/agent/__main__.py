@@ -12,7 +12,7 @@ after another. Contenders take turns in one process, in opposite orders; each ru
 stage `agent.rl` on cloze questions over passages of Wikipedia and prints the seconds of each phase. With
 `--staleness 1` rollouts are written beside the updates, which takes two CPUs with a thread each. `retrieval` asks
 questions of people about passages, and prints how often each ranking of `agent.index` finds the one that answers;
-`--model` is then the encoder, MiniLM unless told otherwise. `credit` reads what benchmarks/agent/credit.yaml has left in
+`--model` is then the encoder, MiniLM unless told otherwise. `credit` reads what benchmarks/agent/credit.yaml left in
 a store.
 On a machine that others use too, trust the ratios, and CPU seconds, with `OMP_NUM_THREADS=1`.
 """
