@@ -86,6 +86,13 @@ def draw(nodes: Sequence[Node], states: Mapping[str, Status]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def label(name: str) -> str:
+    """A stage's name, of an arm with its values alone: `learn[credit=grpo,seed=0]` as `learn[grpo, 0]`."""
+    base, bracket, axes = name.partition("[")
+    values = ", ".join(axis.partition("=")[2] or axis for axis in axes.removesuffix("]").split(","))
+    return f"{base}[{values}]" if bracket else base
+
+
 def shorten(text: str, length: int) -> str:
     """Cut in the middle: the arms of a matrix differ at the end of their names."""
     if len(text) <= length:
@@ -95,7 +102,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def _box_width(nodes: Sequence[Node]) -> int:
-    longest = max((max(len(node.name), 0.82 * len(f"{node.method} · 10 m 00 s")) for node in nodes), default=0)
+    longest = max((max(len(label(node.name)), 0.82 * len(f"{node.method} · 10 m 00 s")) for node in nodes), default=0)
     return round(33 + 6.6 * min(max(longest, 12), 20))
 
 
@@ -133,7 +140,7 @@ def _box(node: Node, status: Status, place: tuple[int, float], width: int) -> st
             f'stroke-width="1.3"{dashes}/>',
             _mark(paint),
             f'<text x="27" y="15.5" font-size="12.5" font-weight="600" fill="#1f2328">'
-            f"{_text(shorten(node.name, int((width - 31) / 6.9)))}</text>",
+            f"{_text(shorten(label(node.name), int((width - 31) / 6.9)))}</text>",
             f'<text x="27" y="29" font-size="10.5" fill="#57606a">{_text(second)}</text>',
             "</g>",
         ]

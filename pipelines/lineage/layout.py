@@ -1,6 +1,7 @@
 """Places the nodes of a DAG in layers from left to right (Sugiyama's method, small and deterministic).
 
-Edges that skip layers are bent through the gaps between the boxes in between, by way of slim placeholders.
+Edges that skip layers are bent through the gaps between the boxes in between, by way of slim placeholders: one a layer
+for all edges of a node, so that they run together until they part.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _layers(upstream: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 def _chain(start: str, end: str, layer: Mapping[str, int]) -> list[str]:
-    between = [f"{start}\0{end}\0{at}" for at in range(layer[start] + 1, layer[end])]
+    between = [f"{start}\0{at}" for at in range(layer[start] + 1, layer[end])]
     return [start, *between, end]
 
 
@@ -73,12 +74,13 @@ class _Cells:
         self.after: dict[str, list[str]] = {}
         for name, at in layer.items():
             self.rows[at].append(name)
-        for (start, _), chain in chains.items():
-            for offset, cell in enumerate(chain[1:-1], start=layer[start] + 1):
-                self.rows[offset].append(cell)
-            for a, b in itertools.pairwise(chain):
-                self.after.setdefault(a, []).append(b)
-                self.before.setdefault(b, []).append(a)
+        passed = {cell: layer[start] + at for (start, _), chain in chains.items() for at, cell in enumerate(chain[:-1])}
+        for cell, at in passed.items():
+            if cell not in layer:
+                self.rows[at].append(cell)
+        for a, b in dict.fromkeys(pair for chain in chains.values() for pair in itertools.pairwise(chain)):
+            self.after.setdefault(a, []).append(b)
+            self.before.setdefault(b, []).append(a)
         self.centre = {cell: y for row in self.rows for cell, y in zip(row, self._stack(row), strict=True)}
 
     def sort(self, *, forward: bool) -> None:

@@ -134,10 +134,12 @@ class _Stages:
     def _link(self, item: Mapping[str, Any], stage: str, output: str) -> Link:
         size = int(item.get("bytes") or 0)
         manifest = self.manifests.get(stage)
-        files = manifest.outputs[output].files if manifest and output in manifest.outputs else ()
+        record = manifest.outputs.get(output) if manifest else None
+        files = record.files if record else ()
         weights = sum(file.size for file in files if file.path.endswith(".safetensors"))
         uri = self.redactor.text(item.get("uri") or "")
-        return Link(item["name"], stage, output, item["kind"], item["digest"], size, weights or size, uri)
+        schema = (record.schema if record else None) or ""
+        return Link(item["name"], stage, output, item["kind"], item["digest"], size, weights or size, uri, schema)
 
 
 def _gates(stage: StageView, expect: Mapping[str, str], end: Event) -> tuple[GateReport, ...]:

@@ -1,7 +1,8 @@
 """The table of a run's models, from teacher to final model: one row each, one column for each figure. Pure.
 
-A stage that makes nothing but reports and reads exactly one model measures it; where it reads others to compare with
-(`parent`, `baseline`), it measures the one that is left. Distances also come from the stage that made the model.
+A stage that makes nothing but reports, and trajectories of what a model did, and reads exactly one model measures it;
+where it reads others to compare with (`parent`, `baseline`), it measures the one that is left. Distances also come from
+the stage that made the model.
 Figures share a column only when they were measured alike: by the same method, parameters and data.
 """
 
@@ -24,7 +25,7 @@ DISTANCES: Final = ("perplexity", "bits_per_byte", "kl_to_parent", "perplexity_r
 """In this order, before all else that evaluations measured. Only these are taken from a model's maker."""
 PARENTS: Final = frozenset({"parent", "teacher"})
 """Inputs that a model is measured against: each against its own, in one column."""
-REFERENCES: Final = PARENTS | {"baseline", "reference"}
+REFERENCES: Final = PARENTS | {"baseline", "judge", "reference"}
 """Inputs that a stage does not measure when it reads another model as well."""
 ASIDE: Final = re.compile(
     r"^(?:baseline|parent|teacher|child)_|^byte_perplexity$|_\d+$"
@@ -95,7 +96,7 @@ def model_table(stages: Sequence[StageReport]) -> ModelTable:
 
 def subject(stage: StageReport) -> Link | None:
     """The model that a stage measures, None when that is nothing or not certain."""
-    if any(link.kind != "report" for link in stage.outputs):
+    if any(link.kind != "report" and link.schema != "trajectories" for link in stage.outputs):
         return None
     return measured([link for link in stage.inputs if link.kind == "model"], attrgetter("name"))
 

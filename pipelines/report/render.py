@@ -73,6 +73,7 @@ def render(report: RunReport, models: ModelTable, figures: Sequence[Gallery], cu
         curves=curves,
         graph=_graph(report.stages),
         gates=[(stage, gate) for stage in report.stages for gate in stage.gates],
+        left=[stage.name for stage in report.stages if stage.state == "left"],
         failed=[stage for stage in report.stages if stage.error],
         counts=_counts(report.stages),
         when=datetime.fromtimestamp(report.began).astimezone().strftime("%-d %B %Y, %H:%M %Z"),

@@ -22,6 +22,8 @@ class Link:
     weights: int = 0
     """Bytes of its weights, for a model; `size` where the files are not known."""
     uri: str = ""
+    schema: str = ""
+    """Of a dataset, where the files are known."""
 
     @property
     def origin(self) -> str:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.lineage.drawing import HEIGHT, PAINT, Node, Status, draw, shorten
+from pipelines.lineage.drawing import HEIGHT, PAINT, Node, Status, draw, label, shorten
 from pipelines.lineage.layout import arrange
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -71,3 +71,19 @@ def test_a_chain_is_one_row_high() -> None:
 
 def test_names_are_cut_in_the_middle() -> None:
     assert shorten("train[recipe=a,lr=1e-5]", 12) == "train[…1e-5]"
+
+
+def test_an_arm_is_called_by_its_values() -> None:
+    assert label("learn[credit=grpo,seed=0]") == "learn[grpo, 0]"
+    assert label("learn") == "learn"
+    (name, _) = texts(draw([Node("learn[credit=grpo,seed=0]", "agent.rl")], {}))
+    assert name == "learn[grpo, 0]"
+
+
+def test_edges_of_a_node_run_together_until_they_part() -> None:
+    chain = {f"n{number}": [f"n{number - 1}"] if number else [] for number in range(4)}
+    graph = chain | {f"reader{number}": ["n0", "n3"] for number in range(3)}
+    layout = arrange(graph, HEIGHT)
+    between = {tuple(layout.routes["n0", f"reader{number}"][1:-1]) for number in range(3)}
+    assert len(between) == 1
+    assert [layer for layer, _ in between.pop()] == [1, 2, 3]

@@ -11,6 +11,7 @@ from pipelines.report.change import change, verdict
 from pipelines.report.gather import gather
 from pipelines.report.models import model_table, subject
 from pipelines.report.render import render
+from pipelines.report.values import Link, StageReport
 from tests.lineage.journals import Writer, digest, stage
 from tests.report.page import read
 
@@ -153,6 +154,16 @@ def test_whom_a_stage_measures(writer):
     assert subjects["speed"] == "student.model", "the baseline is what it is measured against"
     assert subjects["corpus"] is None, "data is prepared with a model, and is not about it"
     assert subjects["student"] is None
+
+
+@pytest.mark.parametrize(("schema", "found"), [("trajectories", "m.model"), ("tokens", None), ("", None)])
+def test_what_keeps_what_a_model_did_measures_it(schema, found):
+    links = {"model": Link("model", "m", "model", "model"), "judge": Link("judge", "j", "model", "model")}
+    outputs = (Link("report", "a", "report", "report"), Link("kept", "a", "kept", "dataset", schema=schema))
+    for names in (("model",), ("model", "judge")):
+        inputs = tuple(links[name] for name in names)
+        subject_of = subject(StageReport("a", "a", "agent.evaluate", "done", inputs=inputs, outputs=outputs))
+        assert (subject_of.origin if subject_of else None) == found
 
 
 def test_the_page_of_a_hostile_journal(writer):
