@@ -241,6 +241,7 @@ def test_a_survey_beside_checkpoints_that_come_and_go(shop: Shop) -> None:
             shutil.rmtree(directory)
 
     thread = threading.Thread(target=rotate)
+    scratch.mkdir(parents=True)
     thread.start()
     try:
         for _ in range(60):

@@ -61,10 +61,9 @@ class Collection:
     """
 
     def __init__(self, directory: Path) -> None:
+        require_index(directory)
         self.file = directory / FILE
         self._local = threading.local()
-        if not self.file.is_file():
-            raise UserError(f"no {FILE} in {directory}", fix="make the index with the stage `agent.index`")
         try:
             self._len: int = self._rows("SELECT max(rowid) FROM documents")[0][0] or 0
         except sqlite3.DatabaseError as error:
@@ -110,6 +109,12 @@ class Collection:
             address = f"{self.file.resolve().as_uri()}?mode=ro&immutable=1"
             self._local.connection = sqlite3.connect(address, uri=True)
         return self._local.connection
+
+
+def require_index(directory: Path) -> None:
+    """Raise UserError where `directory` holds no index."""
+    if not (directory / FILE).is_file():
+        raise UserError(f"no {FILE} in {directory}", fix="make the index with the stage `agent.index`")
 
 
 def build(directory: Path, documents: Iterable[tuple[str, str]]) -> Collection:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from stages.agent.conversation.records import read_tasks
 from stages.agent.environment.answers import exact_match, f1
 from stages.agent.environment.base import Environment, Task, Tool
-from stages.agent.environment.collection import Collection
+from stages.agent.environment.collection import Collection, require_index
 from stages.agent.environment.dense import RANKINGS, Ranking
 from stages.artifacts import Dataset, write_json
 from stages.errors import UserError
@@ -94,6 +94,7 @@ class ToolSettings:
 
 def open_collection(index: Path) -> Collection:
     """The collection in a directory, which searches as its settings say. Raises UserError as it and they do."""
+    require_index(index)
     return RANKINGS[ToolSettings.read(index).ranking](index)
 
 
