@@ -73,7 +73,7 @@ class AgentIndex(Stage):
             fix = "give one: source.model with model: hub:sentence-transformers/all-MiniLM-L6-v2@REVISION, or the like"
             raise UserError(f"ranking: {ranking} needs the input encoder", fix=fix)
         if ranking == "bm25" and encoder is not None:
-            raise UserError("the input encoder is given, and ranking: bm25 has no use for it", fix="set ranking: fused")
+            raise UserError("the input encoder is given, and ranking: bm25 has no use for it", fix="set ranking: dense")
 
     def run(self, context: Context) -> None:
         """Split titles, write the documents, index them."""
