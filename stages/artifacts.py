@@ -44,8 +44,7 @@ class Artifact:
     @property
     def short_name(self) -> str:
         """What people call it: the arm of a matrix by its values (`branch[domain=law]` as `law`), else the stage."""
-        _, bracket, axes = self.name.partition("[")
-        return ", ".join(axis.partition("=")[2] for axis in axes.rstrip("]").split(",")) if bracket else self.name
+        return arm_values(self.name) or self.name
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,12 @@ class DatasetCard:
     def write(self, directory: Path) -> None:
         """Write `dataset.json` into `directory`."""
         write_json(directory / "dataset.json", self.__dict__)
+
+
+def arm_values(name: str) -> str:
+    """The values by which an arm of a matrix is told apart: `grpo, 0` of `learn[credit=grpo,seed=0]`; "" of a stage."""
+    _, bracket, axes = name.partition("[")
+    return ", ".join(axis.partition("=")[2] for axis in axes.rstrip("]").split(",")) if bracket else ""
 
 
 def write_report(directory: Path, title: str, metrics: Mapping[str, float], details: Mapping[str, Any]) -> None:

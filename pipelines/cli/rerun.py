@@ -112,7 +112,7 @@ def _still_to_force(store: Store, name: str, asked: RunRequest, pipeline: Pipeli
 def _go_where_it_ran(asked: RunRequest) -> Path:
     """Relative paths of a pipeline count from the directory in which it was started; the directory until now."""
     here = Path.cwd()
-    if asked.directory and Path(asked.directory) != Path.cwd():
+    if asked.directory and Path(asked.directory) != here:
         if Path(asked.directory).is_dir():
             print(f"in {asked.directory}, where the run was started", file=sys.stderr)
             os.chdir(asked.directory)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from html import escape
 
 from pipelines.lineage.layout import Layout, arrange
+from pipelines.spec.matrix import stage_base
 from pipelines.spec.quantities import format_duration
+from stages.artifacts import arm_values
 
 HEIGHT = 36
 MARGIN = 3
@@ -88,9 +90,8 @@ def draw(nodes: Sequence[Node], states: Mapping[str, Status]) -> str:
 
 def label(name: str) -> str:
     """A stage's name, of an arm with its values alone: `learn[credit=grpo,seed=0]` as `learn[grpo, 0]`."""
-    base, bracket, axes = name.partition("[")
-    values = ", ".join(axis.partition("=")[2] or axis for axis in axes.removesuffix("]").split(","))
-    return f"{base}[{values}]" if bracket else base
+    values = arm_values(name)
+    return f"{stage_base(name)}[{values}]" if values else name
 
 
 def shorten(text: str, length: int) -> str:

@@ -24,14 +24,8 @@ from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.source.locate import package_folder
 from stages.source.model import SourceModel
-from tests.agent.world import TEXTS, run, text_dataset
+from tests.agent.world import TEXTS, make_index, run, text_dataset
 from tests.tiny import tiny_model
-
-
-def index_with(encoder: Path, directory: Path, ranking: str = "dense") -> Dataset:
-    inputs = {"text": text_dataset(directory / "text"), "encoder": Model(encoder)}
-    run(AgentIndex, inputs, directory, ranking=ranking)
-    return Dataset(directory / "out/index")
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +37,13 @@ def minilm(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def meant(minilm, tmp_path_factory) -> Dataset:
-    return index_with(minilm, tmp_path_factory.mktemp("meant"))
+    return make_index(tmp_path_factory.mktemp("meant"), encoder=minilm, ranking="dense")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Dataset:
     directory = tmp_path_factory.mktemp("tiny")
-    return index_with(tiny_model(directory / "model"), directory, "fused")
+    return make_index(directory, encoder=tiny_model(directory / "model"), ranking="fused")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def test_the_index_is_whole_without_what_made_it(meant, tmp_path):
 
 
 def test_equal_documents_give_equal_bytes(tiny, tmp_path):
-    again = index_with(tiny_model(tmp_path / "model"), tmp_path, "fused")
+    again = make_index(tmp_path, encoder=tiny_model(tmp_path / "model"), ranking="fused")
     assert (again.path / VECTORS).read_bytes() == (tiny.path / VECTORS).read_bytes()
 
 

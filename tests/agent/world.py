@@ -10,7 +10,7 @@ from stages.agent.conversation.messages import Message, Trajectory, write_turn
 from stages.agent.environment.base import Environment, Task, Tool
 from stages.agent.environment.collection import build
 from stages.agent.environment.index import AgentIndex
-from stages.artifacts import Dataset, DatasetCard
+from stages.artifacts import Dataset, DatasetCard, Model
 from stages.stage import Context, Stage
 
 TEXTS = (
@@ -53,8 +53,9 @@ def run(stage: type[Stage], inputs: dict[str, Any], directory: Path, *, seed: in
     return context
 
 
-def make_index(directory: Path, texts=TEXTS, **params: Any) -> Dataset:
-    run(AgentIndex, {"text": text_dataset(directory / "text", texts)}, directory, **params)
+def make_index(directory: Path, texts=TEXTS, encoder: Path | None = None, **params: Any) -> Dataset:
+    given = {"encoder": Model(encoder)} if encoder else {}
+    run(AgentIndex, {"text": text_dataset(directory / "text", texts), **given}, directory, **params)
     return Dataset(directory / "out/index")
 
 

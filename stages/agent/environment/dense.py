@@ -9,20 +9,19 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
 from stages.agent.environment.collection import SNIPPET_WORDS, Collection, Hit
+from stages.agent.environment.ranking import Ranking, require_encoder_tools
 from stages.errors import UserError
 from stages.stage import Progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Ranking = Literal["bm25", "dense", "fused"]
 VECTORS: Final = "vectors.npy"
 ENCODER: Final = "encoder"
 MOST_QUERY_CHARACTERS: Final = 2000
@@ -112,14 +111,6 @@ def embed(directory: Path, encoder: Path, collection: Collection, progress: Prog
         vectors[start:end] = _encode(model, [_text(collection, number) for number in range(start + 1, end + 1)])
         progress(end, total, "documents")
     vectors.flush()
-
-
-def require_encoder_tools() -> None:
-    """Raise UserError where what runs encoders is missing."""
-    if find_spec("sentence_transformers") is None:
-        raise UserError(
-            "search by meaning needs sentence-transformers, which is not installed", fix="pip install 'regraft[dense]'"
-        )
 
 
 def _read_vectors(directory: Path, expected: int) -> np.ndarray:

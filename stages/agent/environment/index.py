@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from stages.agent.environment.ranking import Ranking, require_encoder_tools
 from stages.artifacts import Dataset, Model, Report, write_report
 from stages.errors import UserError
 from stages.stage import Context, Input, Output, Parameters, Stage
@@ -27,7 +28,7 @@ class IndexParameters(Parameters):
     """Documents that `search` lists."""
     visit_characters: Annotated[int, Field(ge=100)] = 1200
     """Characters of a document that `visit` shows."""
-    ranking: Literal["bm25", "dense", "fused"] = "bm25"
+    ranking: Ranking = "bm25"
     """What `search` ranks by: words (BM25), meaning (`dense`: cosine of an encoder's vectors), or both, fused by rank.
     All but `bm25` need the input `encoder`."""
 
@@ -62,8 +63,6 @@ class AgentIndex(Stage):
         if "ENABLE_FTS5" not in options:
             raise UserError("this Python's SQLite has no FTS5", fix="use a Python whose SQLite has it, as most do")
         if self.params.ranking != "bm25":
-            from stages.agent.environment.dense import require_encoder_tools
-
             require_encoder_tools()
 
     def check(self, inputs: Mapping[str, Any]) -> None:
@@ -98,9 +97,10 @@ class AgentIndex(Stage):
         if self.params.ranking == "bm25":
             return
         from stages.agent.environment.dense import embed
+        from stages.source.checkpoint import is_sentence_encoder
 
         encoder = context.model("encoder").path
-        if not (encoder / "modules.json").is_file():
+        if not is_sentence_encoder(encoder):
             context.say("the encoder is no sentence encoder (no modules.json): vectors are means of its last states")
         embed(context.output("index"), encoder, collection, context.progress)
 

@@ -12,7 +12,8 @@ from stages.agent.conversation.records import read_tasks
 from stages.agent.environment.answers import exact_match, f1
 from stages.agent.environment.base import Environment, Task, Tool
 from stages.agent.environment.collection import Collection, require_index
-from stages.agent.environment.dense import RANKINGS, Ranking
+from stages.agent.environment.dense import RANKINGS
+from stages.agent.environment.ranking import Ranking
 from stages.artifacts import Dataset, write_json
 from stages.errors import UserError
 
