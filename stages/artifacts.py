@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
@@ -114,6 +114,8 @@ class DatasetCard:
     """`tokenizer_fingerprint` of the tokenizer that made the ids; "" for text."""
     licence: str = ""
     source: str = ""
+    mixture: Mapping[str, str] = field(default_factory=dict)
+    """What a mixture was made by: the weight of each dataset, by name, as an exact fraction (`3/10`)."""
 
     def write(self, directory: Path) -> None:
         """Write `dataset.json` into `directory`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stages.data.recipes import Recipe
 
 
+RANKED: Final = "ranked"
+
+
 class MixDataParams(Parameters):
     """Which datasets, in which proportions, and how much."""
 
@@ -26,7 +29,8 @@ class MixDataParams(Parameters):
     weights: dict[str, float] = {}
     """The weight of each dataset, in any unit; 0 leaves one out. Or give a `recipe`."""
     recipe: Annotated[str, EXECUTION] = ""
-    """A YAML file with a `name` and `weights`, or the name of one that comes with regraft. It counts by its content."""
+    """A YAML file with a `name` and `weights`, or the name of one that comes with regraft: it counts by its content. Or
+    `ranked`: the weights of the mixture that input `ranking` puts first."""
     tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of the mixture, in whole windows. Without it: as many as until a dataset runs out."""
     max_epochs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -45,7 +49,10 @@ class MixData(Stage):
     """
 
     Params = MixDataParams
-    inputs: ClassVar[Mapping[str, Input]] = {"data": Input(Dataset, schema="tokens", many=True)}
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "data": Input(Dataset, schema="tokens", many=True),
+        "ranking": Input(Report, optional=True),
+    }
     outputs: ClassVar[Mapping[str, Output]] = {"data": Output(Dataset, schema="tokens"), "report": Output(Report)}
     metrics = ("windows", "tokens", "largest_deviation", "largest_epochs", "share_*", "windows_*")
     params: MixDataParams
@@ -54,15 +61,23 @@ class MixData(Stage):
         """The file of the recipe."""
         from stages.data.recipes import recipe_file
 
-        return {"recipe": recipe_file(self.params.recipe)} if self.params.recipe else {}
+        recipe = self.params.recipe
+        return {"recipe": recipe_file(recipe)} if recipe not in ("", RANKED) else {}
 
     def preflight(self) -> None:
-        """The recipe and the datasets name each other."""
-        self._recipe()
+        """Weights or a recipe, and it and the datasets name each other as far as it is known before the run."""
+        params = self.params
+        if bool(params.weights) == bool(params.recipe):
+            raise UserError("weights or a recipe, one of the two", fix="write recipe: FILE.yaml or weights: {…}")
+        if len(set(params.datasets)) < len(params.datasets):
+            raise UserError(f"datasets: {list(params.datasets)} names one twice", fix="give every dataset its own name")
+        if params.recipe != RANKED:
+            self._recipe(None)
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """The datasets are those named, in one window length and tokenizer."""
+        """The datasets are those named, in one window length and tokenizer; a ranking names them too."""
         data: Sequence[Dataset] = inputs["data"]
+        self._recipe(inputs.get("ranking"))
         _check_names([dataset.short_name for dataset in data], self.params.datasets)
         for name, dataset in zip(self.params.datasets, data, strict=True):
             for field, value in (("sequence_length", "windows"), ("tokenizer", "tokenizer")):
@@ -78,7 +93,9 @@ class MixData(Stage):
         """Work out the sequence, then write its windows shard by shard; shards that are there already stay."""
         from stages.data.mixing import plan, write
 
-        recipe = self._recipe()
+        recipe = self._recipe(context.inputs.get("ranking"))
+        if self.params.recipe == RANKED:
+            context.say(f"the ranking puts {recipe.name} first")
         sizes = {name: data.card.num_rows for name, data in self._data(context).items() if recipe.weights[name]}
         length = context.inputs["data"][0].card.sequence_length
         windows = None if self.params.tokens is None else self.params.tokens // length
@@ -91,19 +108,16 @@ class MixData(Stage):
         write(mixture, {name: self._data(context)[name] for name in mixture.names}, context)
         self._finish(context, recipe, mixture, length)
 
-    def _recipe(self) -> Recipe:
-        from stages.data.recipes import Recipe, exact_weights, read_recipe, recipe_file
+    def _recipe(self, ranking: Report | None) -> Recipe:
+        from stages.data.recipes import Recipe, exact_weights, first_ranked, read_recipe, recipe_file
 
         params = self.params
-        if bool(params.weights) == bool(params.recipe):
-            raise UserError("weights or a recipe, one of the two", fix="write recipe: FILE.yaml or weights: {…}")
-        if len(set(params.datasets)) < len(params.datasets):
-            raise UserError(f"datasets: {list(params.datasets)} names one twice", fix="give every dataset its own name")
-        recipe = (
-            read_recipe(recipe_file(params.recipe))
-            if params.recipe
-            else Recipe("weights", exact_weights(params.weights, "weights"))
-        )
+        if params.recipe == RANKED:
+            recipe = first_ranked(ranking)
+        elif params.recipe:
+            recipe = read_recipe(recipe_file(params.recipe))
+        else:
+            recipe = Recipe("weights", exact_weights(params.weights, "weights"))
         for name in recipe.weights:
             if name not in params.datasets:
                 raise UserError(
@@ -132,6 +146,7 @@ class MixData(Stage):
             tokenizer=next(iter(cards.values())).tokenizer,
             licence=", ".join(sorted({card.licence for card in cards.values() if card.licence})),
             source=f"{recipe.name}: {', '.join(mixture.names)}",
+            mixture={name: str(weight) for name, weight in recipe.weights.items()},
         ).write(context.output("data"))
         context.metrics(
             windows=len(mixture.picks),

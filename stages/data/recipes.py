@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import yaml
 
+from stages.artifacts import Report
 from stages.errors import UserError
 from stages.source.locate import listing, nearest
 
@@ -62,6 +63,30 @@ def read_recipe(file: Path) -> Recipe:
             raise UserError(f"{file}: unknown key {key!r}{nearest(str(key), KEYS)}", fix=f"keys: {', '.join(KEYS)}")
     weights = exact_weights(content["weights"], str(file))
     return Recipe(str(content.get("name", file.stem)), weights, str(content.get("description", "")))
+
+
+def first_ranked(ranking: Report | None) -> Recipe:
+    """The mixture that a report of `proxy.rank` puts first, by the lowest loss also where others are tied with it.
+
+    Raises UserError without a report, for one of another stage, and where what comes first is no mixture.
+    """
+    if ranking is None:
+        raise UserError("recipe: ranked needs the input ranking", fix="give the report of `proxy.rank` as `ranking`")
+    best = ranking.content.get("details", {}).get("best")
+    if best is None:
+        raise UserError(
+            f"the report {ranking.content.get('title')!r} ranks no recipes",
+            where="ranking",
+            fix="give the report of `proxy.rank`",
+        )
+    if not best["mixture"]:
+        raise UserError(
+            f"what the ranking puts first, {best['recipe']}, is not a mixture of `data.mix`: it has no weights to take",
+            where="ranking",
+            fix="rank proxies of mixtures, or name the recipe that is to be used",
+        )
+    weights = {name: Fraction(weight) for name, weight in best["mixture"].items()}
+    return Recipe(best["recipe"], weights, "First in the ranking of proxies")
 
 
 def exact_weights(weights: Mapping[Any, Any], where: str) -> dict[str, Fraction]:

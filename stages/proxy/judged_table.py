@@ -49,6 +49,13 @@ class JudgedTable:
             for index in order
         ]
 
+    def best(self) -> dict[str, Any]:
+        """The recipe of the lowest loss, and the weights of the mixture that it is, if it is one."""
+        assert self.ranking is not None, "a refused table has no best"
+        index = int(self.ranking.losses.argmin())
+        run = next(run for run in self.table.runs if run.digest == self.table.recipes[index])
+        return {"recipe": self.table.names[index], "mixture": dict(run.mixture)}
+
     def line(self) -> str:
         """The order in one line, `=` before a recipe that is tied with the one before it, or why there is none."""
         if self.ranking is None:

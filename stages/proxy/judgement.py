@@ -87,6 +87,7 @@ class Judged:
         """As the report has them."""
         return {
             "verdict": self.verdict.table.label if self.verdict else None,
+            "best": self.verdict.best() if self.verdict else None,
             "tables": [each.details() for each in self.tables],
             "agreement_of_tables": self._between_tables(),
             "larger": self.target,

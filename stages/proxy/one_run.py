@@ -119,6 +119,7 @@ def train_proxy(
         epochs=num_steps * plan.batch_sequences / data.card.num_rows,
         setting=_setting(params, context),
         domains=_domains(validation, initial, curve),
+        mixture=data.card.mixture,
     )
     return Finished(trained, figures["loss"], int(figures["parameters"]), result.cost)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.artifacts import Report
@@ -50,6 +50,8 @@ class Trained:
     setting: str
     """Everything else that decides the result, as canonical JSON: equal for proxies that can be compared."""
     domains: tuple[Domain, ...]
+    mixture: Mapping[str, str] = field(default_factory=dict)
+    """The weights of the mixture that it was trained on, as its card has them; empty where the data is no mixture."""
 
     @property
     def initial(self) -> float:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts import Dataset
+from stages.artifacts import Dataset, Report, write_report
 from stages.data import mixing
 from stages.data.interleaving import Interleaving, slack
 from stages.data.mix import MixData, MixDataParams
@@ -20,7 +20,9 @@ from stages.data.mixing import plan
 from stages.data.recipes import SHIPPED, read_recipe, recipe_file
 from stages.data.windows import TokenWindows
 from stages.errors import StoppedError, UserError
+from stages.proxy.rank import ProxyRank
 from stages.stage import Context
+from tests.proxy.runs import reports, run, trained
 from tests.tiny import tiny_model, tokens_dataset
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=7)
@@ -39,10 +41,17 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     return {name: Dataset(data.path, name=f"corpus[domain={name}]") for name, data in made.items()}
 
 
-def mixed(sources: dict[str, Dataset], out: Path, seed: int = 0, stopping: Any = None, **params: Any) -> Context:
+def mixed(
+    sources: dict[str, Dataset],
+    out: Path,
+    seed: int = 0,
+    stopping: Any = None,
+    ranking: Report | None = None,
+    **params: Any,
+) -> Context:
     stage = MixData(MixDataParams(**{"datasets": tuple(sources), **params}))
     stage.preflight()
-    inputs = {"data": list(sources.values())}
+    inputs = {"data": list(sources.values()), **({"ranking": ranking} if ranking else {})}
     stage.check(inputs)
     context = Context(inputs=inputs, out=out / "out", scratch=out / "scratch", seed=seed)
     context.stopping = stopping or context.stopping
@@ -173,6 +182,48 @@ def test_too_little_data_says_how_much_there_is(tmp_path: Path, sources: dict[st
 def test_mistakes_are_told(tmp_path: Path, sources: dict[str, Dataset], params: dict[str, Any], told: str):
     with pytest.raises(UserError, match=told):
         mixed(sources, tmp_path, **params)
+
+
+def ranked(directory: Path, mixtures: dict[str, dict[str, str]], losses: dict[str, float]) -> Report:
+    """The report of `proxy.rank` on proxies of these mixtures, two seeds each."""
+    proxies = [
+        trained(name, loss + seed / 1000, seed=seed, mixture=mixtures.get(name, {}))
+        for name, loss in losses.items()
+        for seed in (0, 1)
+    ]
+    context = run(ProxyRank, {"proxies": reports(directory / "proxies", proxies)}, directory)
+    return Report(context.output("report"), name="rank")
+
+
+def test_the_mixture_that_proxies_rank_first_is_made(tmp_path: Path, sources: dict[str, Dataset]):
+    weights = {"encyclopedia": 0.1, "news": 0.5, "law": 0.4}
+    small = mixed(sources, tmp_path / "small", weights=weights)
+    card = Dataset(small.output("data")).card
+    assert card.mixture == {"encyclopedia": "1/10", "news": "1/2", "law": "2/5"}
+
+    mixtures = {"mine": dict(card.mixture), "other": {"encyclopedia": "1", "news": "1", "law": "1"}}
+    ranking = ranked(tmp_path / "rank", mixtures, {"mine": 3.0, "other": 3.5})
+    made = mixed(sources, tmp_path / "made", recipe="ranked", ranking=ranking)
+    assert rows(made) == rows(small)
+    assert Dataset(made.output("data")).card.source.startswith("mine: ")
+
+    turned = ranked(tmp_path / "turned", mixtures, {"mine": 3.5, "other": 3.0})
+    other = mixed(sources, tmp_path / "other", recipe="ranked", ranking=turned)
+    assert rows(other) == rows(mixed(sources, tmp_path / "even", recipe="balanced")) != rows(made)
+
+
+def test_a_ranking_that_tells_no_mixture_is_refused(tmp_path: Path, sources: dict[str, Dataset]):
+    with pytest.raises(UserError, match="recipe: ranked needs the input ranking"):
+        mixed(sources, tmp_path, recipe="ranked")
+    plain = ranked(tmp_path / "plain", {}, {"filtered": 3.0, "whole": 3.5})
+    with pytest.raises(UserError, match=r"first, filtered, is not a mixture of `data\.mix`"):
+        mixed(sources, tmp_path, recipe="ranked", ranking=plain)
+    strange = ranked(tmp_path / "strange", {"a": {"law": "1", "code": "1"}}, {"a": 3.0, "b": 3.5})
+    with pytest.raises(UserError, match="recipe a has a weight for 'code'"):
+        mixed(sources, tmp_path, recipe="ranked", ranking=strange)
+    write_report(tmp_path / "probe", "Window of learning rates", {}, {})
+    with pytest.raises(UserError, match="'Window of learning rates' ranks no recipes"):
+        mixed(sources, tmp_path, recipe="ranked", ranking=Report(tmp_path / "probe"))
 
 
 def test_datasets_that_do_not_fit_are_refused(tmp_path: Path, sources: dict[str, Dataset]):
