@@ -26,6 +26,7 @@ from clusters.profile import Profile
 from clusters.room import Situation, Waits
 from clusters.situation import capacity, situation
 from clusters.watch import Watch
+from stages.holding import answer
 
 PROGRESS_SECONDS = 0.25
 BEGAN = "began"
@@ -267,7 +268,7 @@ class Emitter:
     def stopping(self) -> bool:
         """Whether the run asks its work to stop at the next good moment."""
         if not self.stop and time.monotonic() - self.asked >= ASK_SECONDS:
-            self.asked, self.stop = time.monotonic(), ray.get(self.channel.stopping.remote())
+            self.asked, self.stop = time.monotonic(), answer(self.channel.stopping.remote())
         return self.stop
 
     def __call__(self, event: Event) -> None:
@@ -281,7 +282,7 @@ class Emitter:
     def flush(self) -> None:
         """Wait until the last event has arrived."""
         if self.sent is not None:
-            ray.get(self.sent)
+            answer(self.sent)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Emitter, (self.channel, self.name)

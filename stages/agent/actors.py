@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.errors import StageError
+from stages.holding import answer
 
 
 def start_actor(kind: type, *arguments: Any, purpose: str, seconds: float, **options: Any) -> Any:
@@ -13,15 +14,15 @@ def start_actor(kind: type, *arguments: Any, purpose: str, seconds: float, **opt
     `options` are Ray's. Raises StageError for one that dies as it starts.
     """
     import ray
-    from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayError
+    from ray.exceptions import ActorUnschedulableError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(kind)
     actor = remote.options(scheduling_strategy=here, **options).remote(*arguments)
     try:
-        ray.get(actor.ready.remote(), timeout=seconds)
-    except (GetTimeoutError, ActorUnschedulableError):
+        answer(actor.ready.remote(), seconds)
+    except (TimeoutError, ActorUnschedulableError):
         ray.kill(actor)
         return None
     except RayError as error:

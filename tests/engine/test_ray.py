@@ -96,6 +96,43 @@ def test_a_cached_run_never_starts_ray(finished, monkeypatch):
     assert set(bench.run(TEXT.split("  killed")[0]).states.values()) == {"cached"}
 
 
+TURNS = """
+import os
+import time
+from clusters.environment import prepare
+from clusters.executor import Request
+from clusters.profile import Profile
+
+prepare(Profile())
+from clusters.ray_executor import RayExecutor
+
+
+def work(payload, emit):
+    began, asked = time.time(), 0
+    while time.time() - began < 3:
+        emit.stopping()
+        time.sleep(0.01)
+    return began, time.time()
+
+
+executor = RayExecutor(work, lambda *_: None, Profile())
+whole = Request(cpus=executor.capacity().node_cpus)
+for name in "abc":
+    executor.start(name, 1, whole)
+spans = []
+while len(spans) < 3:
+    spans += [finished.result for finished in executor.wait()]
+executor.close()
+spans.sort()
+print("apart", all(before[1] <= after[0] for before, after in zip(spans, spans[1:])), spans)
+"""
+
+
+def test_work_that_asks_whether_to_stop_keeps_its_room(tmp_path):
+    done = script(tmp_path, TURNS)
+    assert "apart True" in done.stdout, (done.stdout, done.stderr)
+
+
 LISTENERS = """
 import psutil
 from clusters.environment import prepare
@@ -123,17 +160,21 @@ executor.close()
 """
 
 
-def test_a_local_ray_listens_on_loopback_only(tmp_path):
-    (tmp_path / "listeners.py").write_text(LISTENERS)
+def script(directory, text):
+    (directory / "script.py").write_text(text)
     path = os.pathsep.join([os.getcwd(), *sys.path])  # noqa: PTH109
-    done = subprocess.run(
-        [sys.executable, "listeners.py"],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_a_local_ray_listens_on_loopback_only(tmp_path):
+    done = script(tmp_path, LISTENERS)
     assert "result 1" in done.stdout, done.stderr
     addresses = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
     assert addresses

@@ -7,6 +7,7 @@ arguments is answered with words that a model can act on.
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 import threading
 import time
@@ -78,19 +79,15 @@ class Toolbox:
         return list(results)  # a copy: a late thread writes into the list that is left
 
     def _run_in_actor(self, calls: Sequence[ToolCall]) -> list[Observation]:
-        import ray
-
         if not calls:
             return []
         self._actor = self._actor or _start(self.tools)
-        waiting = [self._actor.run.remote(call) for call in calls]
-        done, late = ray.wait(waiting, num_returns=len(waiting), timeout=self.timeout)
-        fetched = {reference: _fetched(reference) for reference in done}
+        waiting = [self._actor.run.remote(call).future() for call in calls]
+        done, late = concurrent.futures.wait(waiting, self.timeout)
+        fetched = {future: _fetched(future) for future in done}
         if late or None in fetched.values():
             self.close()
-        return [
-            fetched.get(reference, self._late(call)) or _LOST for reference, call in zip(waiting, calls, strict=True)
-        ]
+        return [fetched.get(future, self._late(call)) or _LOST for future, call in zip(waiting, calls, strict=True)]
 
     def _late(self, call: ToolCall) -> Observation:
         return Observation(f"Error: {call.name} did not answer within {self.timeout:g} s.", "timeout")
@@ -151,13 +148,12 @@ def _refusal(tools: Mapping[str, Tool], call: ToolCall) -> Observation | None:
     return None
 
 
-def _fetched(reference: Any) -> Observation | None:
-    """The observation behind a finished call; None where the actor died of this call or another."""
-    import ray
+def _fetched(finished: concurrent.futures.Future[Observation]) -> Observation | None:
+    """The observation of a finished call; None where the actor died of this call or another."""
     from ray.exceptions import RayError
 
     try:
-        return ray.get(reference)
+        return finished.result()
     except RayError:
         return None
 

@@ -20,6 +20,7 @@ from stages.agent.actors import start_actor
 from stages.agent.rl.recipe import AgentLearning
 from stages.agent.rl.sets import Collected
 from stages.errors import RegraftError, StageError
+from stages.holding import answer
 from stages.local_cluster import cluster
 from stages.stage import Context, Resources
 from stages.training.engine import use_accelerator
@@ -153,11 +154,10 @@ def _start(recipe: AgentLearning, context: Context) -> Beside | None:
 
 def _answer(reference: Any) -> Any:
     """What an actor returned. Raises the error of this project that it returned; StageError where it failed."""
-    import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        found = ray.get(reference)
+        found = answer(reference)
     except RayError as error:
         cause = getattr(error, "cause", None) or error  # without the traceback that Ray wraps it in
         raise StageError(
