@@ -7,6 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import IO, Any, Final
@@ -15,7 +16,7 @@ from stages.agent.environment.gym import server
 from stages.errors import StageError
 
 START_SECONDS: Final = 120
-"""For the first reply: the library imports much."""
+"""For starting: the library imports much."""
 
 
 @dataclass
@@ -57,28 +58,30 @@ class Gym:
         return {"seconds": self.seconds, "_process": None, "_said": None}
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        limit = self.seconds
         if self._process is None:
-            limit = max(limit, START_SECONDS)
             self._said = TemporaryFile()  # noqa: SIM115, closed with the process
             self._process = _start(self._said)
-        process, late = self._process, False
+            if "problem" in (found := self._read(self._process, START_SECONDS)):
+                return found
+        process = self._process
         assert process.stdin is not None
-        assert process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # a process that is gone is found out by its silence
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            with selectors.DefaultSelector() as waiting:
-                waiting.register(process.stdout, selectors.EVENT_READ)
-                late = not waiting.select(limit)
-                line = "" if late else process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        return self._read(process, self.seconds)
+
+    def _read(self, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+        """The next line of `process`; without one in time it is ended, and the problem told."""
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(process.stdout, selectors.EVENT_READ)
+            late = not waiting.select(seconds)
+        line = "" if late else process.stdout.readline()
         if line:
             return json.loads(line)
-        problem = f"no reply within {limit:g} s" if late else f"the process ended with {process.wait()}{self._words()}"
+        ended = f"no reply within {seconds:g} s" if late else f"the process ended with {process.wait()}{self._words()}"
         self.close()
-        return {"problem": problem}
+        return {"problem": ended}
 
     def _words(self) -> str:
         """The last line on standard error, after a colon; nothing where there is none."""

@@ -1,7 +1,7 @@
 """The process that `reasoning-gym` runs in: a request a line on standard input, a reply a line on standard output.
 
-Started by `process.Gym`. It knows nothing of this project, and nothing that a scorer does to an answer (some evaluate
-it as an expression) reaches any other process.
+Started by `process.Gym`, to which it says first that it is ready. It knows nothing of this project, and nothing that a
+scorer does to an answer (some evaluate it as an expression) reaches any other process.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def reply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer until standard input ends. Whatever a generator or scorer raises is the reply."""
+    """Say that it is ready, then answer until standard input ends. What a generator or scorer raises is the reply."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no reply
+    import_module("reasoning_gym")
+    print("{}", file=replies, flush=True)
     for line in sys.stdin:
         try:
             text = json.dumps(reply(json.loads(line)))
