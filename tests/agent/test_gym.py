@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,20 @@ def test_an_answer_that_keeps_the_scorer_busy_is_worth_nothing_in_time(environme
     assert hasty.gym._ask({**late, "entry": json.loads(countdown.data)}) == {"problem": "no reply within 1 s"}
     assert hasty.reward(countdown, "9**9**9**9") == 0
     assert hasty.reward(countdown, countdown.answers[0]) == 1, "a new process answers"
+
+
+def test_a_scorer_that_nobody_waits_for_ends(environment: GymEnvironment) -> None:
+    countdown = next(task for task in environment.tasks if task.kind == "countdown")
+    asked = {"task": "countdown", "settings": dict(environment.settings["countdown"]), "answer": "9**9**9**9"}
+    gym = Gym(seconds=1)
+    assert gym.score("countdown", asked["settings"], json.loads(countdown.data), countdown.answers[0]) == 1
+    process = gym._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**asked, "entry": json.loads(countdown.data)}) + "\n")
+    process.stdin.flush()
+    assert process.wait(60) == -signal.SIGALRM
+    gym.close()
 
 
 def test_a_library_that_cannot_be_imported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -60,7 +61,7 @@ class Gym:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._process is None:
             self._said = TemporaryFile()  # noqa: SIM115, closed with the process
-            self._process = _start(self._said)
+            self._process = _start(self._said, self.seconds)
             if "problem" in (found := self._read(self._process, START_SECONDS)):
                 return found
         process = self._process
@@ -91,9 +92,9 @@ class Gym:
         return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
-def _start(said: IO[bytes]) -> subprocess.Popen[str]:
+def _start(said: IO[bytes], seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", server.__file__],
+        [sys.executable, "-P", server.__file__, str(math.ceil(seconds) + 1)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=said,

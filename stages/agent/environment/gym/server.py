@@ -1,13 +1,15 @@
 """The process that `reasoning-gym` runs in: a request a line on standard input, a reply a line on standard output.
 
-Started by `process.Gym`, to which it says first that it is ready. It knows nothing of this project, and nothing that a
-scorer does to an answer (some evaluate it as an expression) reaches any other process.
+Started by `process.Gym`, to which it says first that it is ready; its argument is the seconds after which a reply ends
+it, so that one which nobody waits for any more does not go on for ever. It knows nothing of this project, and nothing
+that a scorer does to an answer (some evaluate it as an expression) reaches any other process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from functools import cache
 from importlib import import_module
@@ -39,10 +41,12 @@ def main() -> None:
     import_module("reasoning_gym")
     print("{}", file=replies, flush=True)
     for line in sys.stdin:
+        signal.alarm(int(sys.argv[1]))
         try:
             text = json.dumps(reply(json.loads(line)))
         except Exception as problem:  # the boundary between that library and this project
             text = json.dumps({"problem": f"{type(problem).__name__}: {problem}"})
+        signal.alarm(0)
         print(text, file=replies, flush=True)
 
 
