@@ -98,6 +98,13 @@ class Report(Artifact):
         """The content of `report.json`."""
         return read_json(self.path / "report.json", "a report directory has a report.json")
 
+    def detail(self, name: str, lacking: str, *, where: str, fix: str) -> Any:
+        """What the details hold as `name`. Raises UserError, in words of `lacking`, for another stage's report."""
+        found = self.content.get("details", {}).get(name)
+        if found is None:
+            raise UserError(f"the report {self.content.get('title')!r} {lacking}", where=where, fix=fix)
+        return found
+
 
 @dataclass(frozen=True)
 class DatasetCard:
@@ -115,7 +122,7 @@ class DatasetCard:
     licence: str = ""
     source: str = ""
     mixture: Mapping[str, str] = field(default_factory=dict)
-    """What a mixture was made by: the weight of each dataset, by name, as an exact fraction (`3/10`)."""
+    """What a mixture was made by: the share of each dataset, by name, as an exact fraction (`3/10`)."""
 
     def write(self, directory: Path) -> None:
         """Write `dataset.json` into `directory`."""

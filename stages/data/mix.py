@@ -135,6 +135,7 @@ class MixData(Stage):
     def _finish(self, context: Context, recipe: Recipe, mixture: Mixture, length: int) -> None:
         data, rows = self._data(context), mixture.table()
         cards = {name: data[name].card for name in mixture.names}
+        shares = dict(zip(mixture.names, mixture.shares, strict=True))
         DatasetCard(
             schema="tokens",
             num_rows=len(mixture.picks),
@@ -146,7 +147,7 @@ class MixData(Stage):
             tokenizer=next(iter(cards.values())).tokenizer,
             licence=", ".join(sorted({card.licence for card in cards.values() if card.licence})),
             source=f"{recipe.name}: {', '.join(mixture.names)}",
-            mixture={name: str(weight) for name, weight in recipe.weights.items()},
+            mixture={name: str(shares.get(name, 0)) for name in recipe.weights},
         ).write(context.output("data"))
         context.metrics(
             windows=len(mixture.picks),

@@ -72,13 +72,7 @@ def first_ranked(ranking: Report | None) -> Recipe:
     """
     if ranking is None:
         raise UserError("recipe: ranked needs the input ranking", fix="give the report of `proxy.rank` as `ranking`")
-    best = ranking.content.get("details", {}).get("best")
-    if best is None:
-        raise UserError(
-            f"the report {ranking.content.get('title')!r} ranks no recipes",
-            where="ranking",
-            fix="give the report of `proxy.rank`",
-        )
+    best = ranking.detail("best", "ranks no recipes", where="ranking", fix="give the report of `proxy.rank`")
     if not best["mixture"]:
         raise UserError(
             f"what the ranking puts first, {best['recipe']}, is not a mixture of `data.mix`: it has no weights to take",

@@ -46,12 +46,7 @@ class ProxyFitLaw(Stage):
         """Enough sweeps, each with an optimum."""
         reports = inputs["sweeps"]
         for report in reports:
-            if "sweep" not in report.content.get("details", {}):
-                raise UserError(
-                    f"the report {report.content.get('title')!r} is not that of a sweep",
-                    where="sweeps",
-                    fix="give reports of `proxy.sweep`",
-                )
+            report.detail("sweep", "is not that of a sweep", where="sweeps", fix="give reports of `proxy.sweep`")
         if len(reports) < 4:
             raise UserError(
                 f"{len(reports)} sweeps do not decide the law's coefficients, expected 4 at least",

@@ -51,7 +51,7 @@ class Trained:
     """Everything else that decides the result, as canonical JSON: equal for proxies that can be compared."""
     domains: tuple[Domain, ...]
     mixture: Mapping[str, str] = field(default_factory=dict)
-    """The weights of the mixture that it was trained on, as its card has them; empty where the data is no mixture."""
+    """The shares of the mixture that it was trained on, as its card has them; empty where the data is no mixture."""
 
     @property
     def initial(self) -> float:

@@ -103,11 +103,7 @@ def law_of(report: Report) -> Any:
     """The `Law` that a report of `proxy.fit_law` holds. Raises UserError for another report."""
     from stages.proxy.law import Law
 
-    found = report.content.get("details", {}).get("fitted_law")
-    if found is None:
-        raise UserError(
-            f"the report {report.content.get('title')!r} holds no law", where="law", fix="give one of `proxy.fit_law`"
-        )
+    found = report.detail("fitted_law", "holds no law", where="law", fix="give one of `proxy.fit_law`")
     ranges = {name: tuple(found[name]) for name in ("parameters_range", "tokens_range")}
     return Law(**{**found, **ranges})
 

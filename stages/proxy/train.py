@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from stages.artifacts import Dataset, Model, Report, write_report
-from stages.errors import UserError
 from stages.proxy.checks import check_proxy_inputs
 from stages.proxy.one_run import plan_of, train_proxy, trained_details
 from stages.proxy.settings import ProxyTrainParameters
@@ -84,11 +83,5 @@ def optimum_of(report: Report) -> dict[str, float]:
 
     Raises UserError for the report of a stage that looks for none of these.
     """
-    found = report.content.get("details", {}).get("optimum")
-    if found is None:
-        raise UserError(
-            f"the report {report.content.get('title')!r} tells no standard learning rate",
-            where="optimum",
-            fix="give the report of `proxy.step_law`, `proxy.sweep` or `proxy.probe`",
-        )
-    return found
+    fix = "give the report of `proxy.step_law`, `proxy.sweep` or `proxy.probe`"
+    return report.detail("optimum", "tells no standard learning rate", where="optimum", fix=fix)

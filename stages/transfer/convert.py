@@ -156,14 +156,8 @@ class TransferConvert(Stage):
         if self.params.full_heads is not None:
             return self.params.full_heads
         assert selection is not None, "`check` has asked for one of the two"
-        found = selection.content["details"].get("full_heads")
-        if found is None:
-            raise UserError(
-                f"the report {selection.content.get('title')!r} selects no heads",
-                where="selection",
-                fix="give the report of a `transfer.select_heads`",
-            )
-        return found
+        fix = "give the report of a `transfer.select_heads`"
+        return selection.detail("full_heads", "selects no heads", where="selection", fix=fix)
 
     def _graft(self, full_heads: Sequence[Sequence[int] | None]) -> HybridHeads:
         try:

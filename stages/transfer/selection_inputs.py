@@ -17,13 +17,10 @@ def check_scores(strategy: str, report: Report | None, model: Model, shape: Head
             where="scores",
             fix="give the report of a `transfer.score_heads`, or choose fixed, layer-random or global-random",
         )
+    fix = "give the report of a `transfer.score_heads`"
+    for name in ("scores", "shape"):
+        report.detail(name, "holds no head scores", where="scores", fix=fix)
     details = report.content["details"]
-    if "scores" not in details or "shape" not in details:
-        raise UserError(
-            f"the report {report.content.get('title')!r} holds no head scores",
-            where="scores",
-            fix="give the report of a `transfer.score_heads`",
-        )
     scored = HeadShape(*(details["shape"][key] for key in ("layers", "query_heads", "key_value_heads")))
     if scored != shape:
         raise UserError(

@@ -135,6 +135,8 @@ def test_the_order_of_the_inputs_and_the_unit_of_weights_do_not_matter(tmp_path:
     second = mixed(turned, tmp_path / "b", weights={name: 10 * weight for name, weight in weights.items()})
     other = mixed(sources, tmp_path / "c", weights=weights, seed=1)
     assert rows(first) == rows(second) != rows(other)
+    cards = [Dataset(context.output("data")).card for context in (first, second)]
+    assert cards[0] == cards[1]
 
 
 def test_a_mixture_that_was_stopped_goes_on_and_ends_the_same(

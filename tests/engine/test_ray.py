@@ -97,8 +97,8 @@ def test_a_cached_run_never_starts_ray(finished, monkeypatch):
 
 
 TURNS = """
-import os
 import time
+
 from clusters.environment import prepare
 from clusters.executor import Request
 from clusters.profile import Profile
@@ -108,7 +108,7 @@ from clusters.ray_executor import RayExecutor
 
 
 def work(payload, emit):
-    began, asked = time.time(), 0
+    began = time.time()
     while time.time() - began < 3:
         emit.stopping()
         time.sleep(0.01)
