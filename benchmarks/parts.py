@@ -215,3 +215,8 @@ def chosen(names: Sequence[str]) -> list[Part]:
             sys.exit(f"no benchmark {name!r}{hint} Known: {', '.join(PARTS)}")
     wanted = names or tuple(families)
     return [part for name, part in PARTS.items() if name in wanted or name.partition(".")[0] in wanted]
+
+
+def place(name: str) -> int:
+    """Where the part `name` stands in the order of `PARTS`; one that is there no longer, after all."""
+    return list(PARTS).index(name) if name in PARTS else len(PARTS)

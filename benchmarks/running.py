@@ -35,10 +35,18 @@ class Outcome:
     findings: Findings | None
     told: str = ""
     """The last that a failed part said."""
+    began: str = ""
+    """Date and time, of the machine's clock."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**vars(self), "findings": self.findings and self.findings.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Outcome:
+        """What `to_dict` gave."""
+        findings = content["findings"] and Findings.from_dict(content["findings"])
+        return cls(**{**content, "findings": findings})
 
 
 def run_part(part: Part, command: list[str], logs: Path, look: Callable[[str], None]) -> Outcome:
@@ -50,7 +58,7 @@ def run_part(part: Part, command: list[str], logs: Path, look: Callable[[str], N
     out, said, handed = (logs / f"{part.name}.{kind}" for kind in ("out", "log", "json"))
     handed.unlink(missing_ok=True)
     words = [sys.executable, *command[1:], *(("--json", str(handed)) if part.hands_over else ())]
-    began = time.monotonic()
+    began, moment = time.monotonic(), time.strftime("%Y-%m-%d %H:%M")
     with out.open("wb") as stdout, said.open("wb") as stderr:
         process = subprocess.Popen(
             words, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
@@ -66,6 +74,7 @@ def run_part(part: Part, command: list[str], logs: Path, look: Callable[[str], N
         time.monotonic() - began,
         _findings(part, out, handed),
         _last_line(said) or f"ended with {process.returncode}" if process.returncode else "",
+        moment,
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts import place
 from benchmarks.running import Outcome, span
 from benchmarks.table import heading, markdown, ratios, section
 
@@ -20,8 +22,25 @@ def summary(outcome: Outcome) -> str:
     return f"FAILED after {taken}: {'; '.join(broken) or outcome.told}"
 
 
+def earlier(directory: Path, around: dict[str, Any], *, quick: bool) -> list[Outcome]:
+    """What `table.json` in `directory` has; none when there is no such file.
+
+    One table is of one machine and one set of versions: where those in the file are others, this exits and tells which.
+    """
+    file = directory / "table.json"
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    there, now = _comparable(content), _comparable({**around, "quick": quick})
+    if others := [f"{name} {there.get(name)} there, {now[name]} now" for name in now if there.get(name) != now[name]]:
+        sys.exit(f"{file} has other figures than these would be: {'; '.join(others)}. Choose another --out")
+    around["machine"]["load"] = max(around["machine"]["load"] or 0, content["machine"]["load"] or 0)
+    return [Outcome.from_dict(part) for part in content["parts"]]
+
+
 def write(directory: Path, around: dict[str, Any], outcomes: Sequence[Outcome], *, quick: bool) -> None:
-    """`table.md` and `table.json` of what there is by now, each replaced in one step."""
+    """`table.md` and `table.json` of what there is by now, in the order of the parts, each replaced in one step."""
+    outcomes = sorted(outcomes, key=lambda outcome: place(outcome.name))
     content = {"quick": quick, **around, "parts": [outcome.to_dict() for outcome in outcomes]}
     _replace(directory / "table.json", json.dumps(content, indent=1) + "\n")
     _replace(directory / "table.md", page(around, outcomes, quick=quick))
@@ -34,8 +53,8 @@ def page(around: dict[str, Any], outcomes: Sequence[Outcome], *, quick: bool) ->
     parts = ["# Benchmarks", heading(around, peers)]
     if quick:
         parts.append("**Quick: small shapes, few turns. This tells that everything works; the figures mean nothing.**")
-    rows = [(outcome.name, f"`{outcome.command}`", summary(outcome)) for outcome in outcomes]
-    parts.append(markdown(("part", "alone", "outcome"), rows))
+    rows = [(outcome.name, f"`{outcome.command}`", outcome.began, summary(outcome)) for outcome in outcomes]
+    parts.append(markdown(("part", "alone", "began", "outcome"), rows))
     if listed := [(outcome.name, ratio) for outcome, findings in found for ratio in findings.ratios]:
         parts += ["## Ratios", "Turn by turn in one run; ↑ more is better, ↓ less is better.", ratios(listed)]
     for outcome, findings in found:
@@ -45,6 +64,11 @@ def page(around: dict[str, Any], outcomes: Sequence[Outcome], *, quick: bool) ->
             section(findings, with_ratios=False),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _comparable(content: dict[str, Any]) -> dict[str, Any]:
+    machine = {name: value for name, value in content["machine"].items() if name != "load"}
+    return {**machine, **content["versions"], "threads": content["threads"], "quick": content["quick"]}
 
 
 def _replace(file: Path, text: str) -> None:

@@ -61,6 +61,8 @@ class _Wait:
     due: float
     pause: float
     told: bool = False
+    queues: bool = False
+    """Whether other work of the same run was at work when it was last told, which a person expects."""
     hopeless_since: float | None = None
 
 
@@ -73,6 +75,8 @@ class Waits:
     may_grow: bool = False
     """Whether the cluster may get other nodes than it has, so that nothing is hopeless."""
     waiting: dict[str, _Wait] = field(default_factory=dict)
+    at_work: set[str] = field(default_factory=set)
+    """What has begun and not ended, as far as it is known: where a group has its place, nothing says when."""
 
     def started(self, name: str, request: Request) -> None:
         """Work was handed to the cluster."""
@@ -82,12 +86,18 @@ class Waits:
     def heard_of(self, name: str, *, began: bool) -> None:
         """Work has said something: that it `began`, or anything else, which a group that waits cannot."""
         wait = self.waiting.get(name)
-        if wait is not None and (wait.told or (began and wait.request.workers == 1)):
+        if wait is None:
+            return
+        if began and wait.request.workers == 1:
+            self.at_work.add(name)
+            self._placed(name, wait)
+        elif wait.told:
             self._placed(name, wait)
 
     def ended(self, name: str) -> None:
         """Work is over."""
         self.waiting.pop(name, None)
+        self.at_work.discard(name)
 
     def due(self) -> float | None:
         """When to look again, by the monotonic clock."""
@@ -113,13 +123,14 @@ class Waits:
         return given_up
 
     def _tell(self, name: str, wait: _Wait, situation: Situation, now: float) -> None:
-        wait.told = True
-        text = f"waits for room since {wait.since}: {situation.told(wait.request)}"
+        wait.told, wait.queues = True, bool(self.at_work) and wait.hopeless_since is None
+        behind = f", behind {_listed(sorted(self.at_work))}" if wait.queues else ""
+        text = f"waits for room since {wait.since}{behind}: {situation.told(wait.request)}"
         if wait.hopeless_since is not None:
             left = PATIENCE_SECONDS - (now - wait.hopeless_since)
             text += f"; no node that is up could ever hold it, and it fails in {left:.0f} s unless one comes"
             wait.due = min(wait.due, wait.hopeless_since + PATIENCE_SECONDS)
-        self.tell(name, {"event": "waits-for-room", "text": text, "seconds": round(now - wait.began, 1)})
+        self._say(name, wait, "waits-for-room", text, now)
 
     def _is_given_up(self, wait: _Wait, situation: Situation, now: float) -> bool:
         if self.may_grow or not situation.is_hopeless(wait.request):
@@ -130,13 +141,15 @@ class Waits:
 
     def _placed(self, name: str, wait: _Wait) -> None:
         if wait.told:
-            seconds = time.monotonic() - wait.began
-            self.tell(
-                name, {"event": "has-room", "text": f"has room after {seconds:.0f} s", "seconds": round(seconds, 1)}
-            )
+            now = time.monotonic()
+            self._say(name, wait, "has-room", f"has room after {now - wait.began:.0f} s", now)
         wait.told = False
         if wait.request.workers == 1:
-            self.ended(name)
+            self.waiting.pop(name, None)
+
+    def _say(self, name: str, wait: _Wait, event: str, text: str, now: float) -> None:
+        seconds = round(now - wait.began, 1)
+        self.tell(name, {"event": event, "text": text, "seconds": seconds, "queues": wait.queues})
 
 
 def asked(request: Request) -> str:
@@ -145,6 +158,12 @@ def asked(request: Request) -> str:
     parts += [_count(request.gpus, "gpu")] if request.gpus else []
     parts += [f"{_gib(request.memory_bytes)} GiB"] if request.memory_bytes else []
     return f"{request.workers} × ({', '.join(parts)})" if request.workers > 1 else ", ".join(parts)
+
+
+def _listed(names: Sequence[str], most: int = 2) -> str:
+    """`a, b and 3 more`."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _of(what: str, situation: Situation) -> str:

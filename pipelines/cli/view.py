@@ -183,7 +183,7 @@ class LineView(AbstractContextManager["LineView"]):
             clock = f" in {format_duration(row.seconds)}" if row.state in ("done", "failed") else ""
             return f"{row.state}{clock}" + (f": {row.note}" if row.note else "")
         if kind in SAID:
-            return event["text"]
+            return "" if event.get("queues") else event["text"]  # behind the run's own stages: that is no news
         if kind == "progress" and time.monotonic() - self.told.get(row.name, row.began) > 20:
             self.told[row.name] = time.monotonic()
             left = row.left_seconds(time.monotonic())

@@ -55,6 +55,28 @@ def test_a_part_that_fails_is_told_and_stops_no_other(monkeypatch, tmp_path, cap
     assert "| hybrid.rule | 32x1x8 | s ↓ | regraft ÷ transformers |" in printed
 
 
+def test_it_goes_on_with_a_table_and_measures_only_what_is_not_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(parts, "PARTS", {part.name: part for part in (BROKEN, TINY)})
+
+    def table(*words):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--out", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return ended.value.code, json.loads((tmp_path / "table.json").read_text())
+
+    _, first = table("--only", "hybrid.rule")
+    code, both = table("--resume")
+    assert "1 of 2 parts are in" in capsys.readouterr().err
+    assert code == 1, "the part that was measured now has failed"
+    assert [part["name"] for part in both["parts"]] == ["hybrid.context", "hybrid.rule"]
+    assert both["parts"][1] == first["parts"][0]
+    table("--resume")
+    assert "[1/1] hybrid.context" in capsys.readouterr().err, "what failed is tried again"
+    both["machine"]["processor"] = "another"
+    (tmp_path / "table.json").write_text(json.dumps(both))
+    assert "processor another there" in table("--resume")[0]
+
+
 def test_parts_are_chosen_by_name_and_family():
     assert [part.name for part in chosen(["hybrid", "data.memory"])] == ["hybrid.rule", "hybrid.context", "data.memory"]
     assert [part.name for part in chosen(["training"])] == ["training", "training.kd"]

@@ -110,6 +110,24 @@ def test_that_it_has_room_is_told_when_it_was_said_to_wait(cluster):
     assert cluster.waits.due() is None
 
 
+def test_a_queue_behind_the_runs_own_work_is_told_as_one(cluster):
+    cluster.state = Situation(NODES, cluster.state.free, tasks=[ONE.shape()])
+    for name in ("a", "b", "c"):
+        cluster.waits.started(name, ONE)
+        cluster.waits.heard_of(name, began=True)
+    cluster.waits.started("d", ONE)
+    cluster.pass_time(6)
+    cluster.waits.heard_of("d", began=True)
+    assert "behind a, b and 1 more: asks for 2 cpus" in cluster.told[0][2]["text"]
+    assert [(name, event["queues"]) for _, name, event in cluster.told] == [("d", True)] * 2
+    for name in ("a", "b", "c", "d"):
+        cluster.waits.ended(name)
+    cluster.waits.started("e", ONE)
+    cluster.pass_time(6)
+    assert "behind" not in cluster.told[-1][2]["text"], "others have the room"
+    assert not cluster.told[-1][2]["queues"]
+
+
 def test_work_whose_process_is_slow_to_start_does_not_wait_for_room(cluster):
     cluster.waits.started("a", ONE)
     cluster.pass_time(600)

@@ -94,6 +94,19 @@ def test_a_long_note_gives_way_to_names_and_times():
     assert "what it says" in text
 
 
+def test_lines_tell_of_room_that_others_take_and_not_of_the_runs_own_queue(capfd):
+    lines = view.LineView(PIPELINE)
+    for stage, queues in (("a", False), ("b", True)):
+        lines(started(stage))
+        for event in ("waits-for-room", "has-room"):
+            lines({"event": event, "stage": stage, "text": f"{event} of {stage}", "queues": queues})
+    told = capfd.readouterr().out
+    assert "waits-for-room of a" in told
+    assert "has-room of a" in told
+    assert "room of b" not in told
+    assert lines.picture.rows["b"].note == "has-room of b", "the table and status have it"
+
+
 def test_long_reasons_are_cut():
     assert view.short_reasons(["a", "b", "c", "d"]) == "a; b; and 2 more (regraft plan --why tells)"
 
