@@ -14,7 +14,7 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 from pipelines.cli.reference import GROUPS, describe_method
-from pipelines.reasons import as_written
+from pipelines.planning.reasons import as_written
 from stages import registry
 
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

@@ -28,7 +28,7 @@ def measure_ray(findings: Findings, place: Path, count: int) -> None:
     import ray
 
     from clusters.ray_executor import RayExecutor
-    from pipelines.worker import execute
+    from pipelines.running.worker import execute
 
     keeper = RayExecutor(execute, lambda *_: None, Profile())
     bare = ray.remote(lambda: None)

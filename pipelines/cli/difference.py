@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipelines.lineage.records import flatten
 from pipelines.lineage.view import RunView, StageView
-from pipelines.result import GOOD
+from pipelines.running.result import GOOD
 
 MISSING: Final = object()
 """Stands where a run has no such value; no value of a run equals it."""

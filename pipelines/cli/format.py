@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from pipelines.result import MARKS, State
+from pipelines.running.result import MARKS, State
 from pipelines.spec.quantities import format_bytes, format_duration
 
 LEADING: Final = (

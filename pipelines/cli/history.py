@@ -11,11 +11,11 @@ from pipelines.cli.console import new_console
 from pipelines.cli.format import SHOWN, format_metrics
 from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
-from pipelines.journal import Journal, list_runs, runs_called
 from pipelines.lineage.view import RunView
+from pipelines.running.journal import Journal, list_runs, runs_called
+from pipelines.running.stage_log import log_tail
 from pipelines.spec.problems import nearest
 from pipelines.spec.quantities import format_duration
-from pipelines.stage_log import log_tail
 from pipelines.store import Store
 from stages.errors import UserError
 

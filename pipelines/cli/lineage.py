@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.text import Text
 from rich.tree import Tree
 
-from pipelines.ancestry import Ancestry, Edge, Step
-from pipelines.canonical import is_digest
 from pipelines.cli.console import new_console
 from pipelines.cli.format import LEADING, format_metrics
 from pipelines.cli.options import print_json
+from pipelines.housekeeping.ancestry import Ancestry, Edge, Step
+from pipelines.planning.canonical import is_digest
 from pipelines.spec.quantities import format_bytes, format_duration
 
 DIGITS = 8
@@ -24,7 +24,7 @@ MOST_SOURCES = 4
 
 def show_lineage(store: str, what: str, *, as_json: bool) -> None:
     """Print where an artifact of the store at `store`, or a directory, comes from. Raises UserError."""
-    from pipelines.ancestry import trace
+    from pipelines.housekeeping.ancestry import trace
     from pipelines.housekeeping.catalogue import Catalogue
     from pipelines.housekeeping.directory import LINEAGE, Traced, trace_directory
     from pipelines.housekeeping.reference import find_artifact

@@ -13,7 +13,7 @@ from pipelines.json_text import json_text
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.selection import Selection
+    from pipelines.planning.selection import Selection
     from pipelines.spec.pipeline import Pipeline
 
 SHIPPED: Final = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def selection_of(
     force: list[str] | None = None,
 ) -> Selection:
     """The selection that these options say."""
-    from pipelines.selection import Selection
+    from pipelines.planning.selection import Selection
 
     return Selection(tuple(only or ()), tuple(from_ or ()), tuple(until or ()), tuple(force or ()))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.cli.console import new_console
 from pipelines.cli.tables import figure_tables, print_failures, result_table
-from pipelines.result import RunResult
+from pipelines.running.result import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration
 from pipelines.store import Store

@@ -11,8 +11,8 @@ from rich.text import Text
 from pipelines.cli.console import new_console
 from pipelines.cli.planning import Problems
 from pipelines.cli.tables import grid
-from pipelines.durations import Expected
-from pipelines.plan import Plan, Step
+from pipelines.planning.durations import Expected
+from pipelines.planning.plan import Plan, Step
 from pipelines.spec.quantities import format_duration
 
 MARKS: Final = {

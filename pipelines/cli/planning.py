@@ -9,9 +9,9 @@ from typing import Any
 
 from clusters.capacity import known_capacity
 from clusters.profile import Profile
-from pipelines.durations import Expected
-from pipelines.plan import Plan, Step
-from pipelines.preflight import beyond
+from pipelines.planning.durations import Expected
+from pipelines.planning.plan import Plan, Step
+from pipelines.planning.preflight import beyond
 
 Problems = dict[str, tuple[str, str]]
 """Stage → what it asks for in vain, and the fix."""

@@ -16,7 +16,7 @@ from rich.text import Text
 from pipelines.cli.console import new_console
 from pipelines.cli.options import print_json
 from pipelines.cli.tables import grid
-from pipelines.reasons import as_written
+from pipelines.planning.reasons import as_written
 from pipelines.spec.inputs import describe
 from stages import registry
 from stages.documentation import document

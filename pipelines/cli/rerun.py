@@ -13,13 +13,13 @@ from typing import NamedTuple
 from pipelines.cli.history import find_run
 from pipelines.cli.options import see_working_directory
 from pipelines.cli.session import RunOptions, View, run_pipeline
-from pipelines.drift import accept
 from pipelines.hints import naming
-from pipelines.origin import RunRequest, finished
-from pipelines.plan import make_plan
-from pipelines.result import RunResult
-from pipelines.selection import Selection, arms
-from pipelines.smoke import full_location
+from pipelines.planning.drift import accept
+from pipelines.planning.plan import make_plan
+from pipelines.planning.selection import Selection, arms
+from pipelines.planning.smoke import full_location
+from pipelines.running.origin import RunRequest, finished
+from pipelines.running.result import RunResult
 from pipelines.spec.pipeline import Pipeline
 from pipelines.store import Store
 from stages.errors import UserError

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import evidence
-from pipelines.journal import Event, JournalWriter, close_dead_runs, new_run_name
-from pipelines.origin import RunRequest, earlier_artifacts
-from pipelines.plan import Plan, make_plan
-from pipelines.result import RunResult
-from pipelines.run import Runner
-from pipelines.selection import EVERYTHING, Selection
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.planning.selection import EVERYTHING, Selection
+from pipelines.running.journal import Event, JournalWriter, close_dead_runs, new_run_name
+from pipelines.running.origin import RunRequest, earlier_artifacts
+from pipelines.running.result import RunResult
+from pipelines.running.run import Runner
+from pipelines.running.task import Surroundings
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.store import Store
-from pipelines.task import Surroundings
 from stages.errors import RegraftError, UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run_pipeline(
     if plan.cached:
         result = _record_run(plan, store, run, options, request, _no_executor, quiet=True)
     else:
-        from pipelines.preflight import preflight
+        from pipelines.planning.preflight import preflight
 
         preflight(plan, store.root)
         result = _record_run(plan, store, run, options, request, _executor_maker(plan, options, run), quiet=False)
@@ -166,10 +166,10 @@ def _executor_maker(plan: Plan, options: RunOptions, run: str) -> Any:
     from clusters.environment import prepare
     from clusters.executor import InlineExecutor
     from clusters.profile import ProfileError, load_profile
-    from pipelines.preflight import check_capacity
+    from pipelines.planning.preflight import check_capacity
 
     def make(on_event: OnEvent) -> Executor:
-        from pipelines.worker import execute
+        from pipelines.running.worker import execute
 
         if options.executor == "inline":
             return InlineExecutor(execute, on_event)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.format import LEADING, SHOWN, format_metric, format_metrics
-from pipelines.result import RunResult
+from pipelines.running.result import RunResult
 from pipelines.spec.matrix import stage_base
 from pipelines.spec.pipeline import Pipeline
 from pipelines.spec.quantities import format_duration

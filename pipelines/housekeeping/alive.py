@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.journal import has_ended
+from pipelines.running.journal import has_ended
 from pipelines.store import Store
 from pipelines.store.holder import Holder
 from pipelines.store.lease import Lease

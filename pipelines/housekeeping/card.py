@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import yaml
 
-from pipelines.ancestry import Ancestry, Step
-from pipelines.canonical import is_digest
 from pipelines.cli.format import format_metric
+from pipelines.housekeeping.ancestry import Ancestry, Step
 from pipelines.housekeeping.figures import Measured
+from pipelines.planning.canonical import is_digest
 
 # fmt: off
 LICENCES: Final = frozenset({

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.ancestry import Ancestry, trace
+from pipelines.housekeeping.ancestry import Ancestry, trace
 from pipelines.housekeeping.catalogue import Catalogue, Made, began
 from pipelines.store.contents import list_files, sha256_file
 from pipelines.store.manifest import File

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 import yaml
 
-from pipelines.ancestry import Ancestry, trace
+from pipelines.housekeeping.ancestry import Ancestry, trace
 from pipelines.housekeeping.card import dataset_card, model_card
 from pipelines.housekeeping.catalogue import Catalogue, Made
 from pipelines.housekeeping.directory import LINEAGE, note_of
 from pipelines.housekeeping.figures import facts_of, measured_of
 from pipelines.housekeeping.publish import Publisher
 from pipelines.housekeeping.reference import find_artifact
-from pipelines.journal import Event, Journal
 from pipelines.json_text import json_text
+from pipelines.running.journal import Event, Journal
 from pipelines.store import Store
 from stages.errors import UserError
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
-from pipelines.ancestry import changed_params
-from pipelines.canonical import canonical
+from pipelines.housekeeping.ancestry import changed_params
 from pipelines.housekeeping.catalogue import Catalogue, Made, began
+from pipelines.planning.canonical import canonical
 from pipelines.report.models import ASIDE, DISTANCES, FACTS, measured
 from pipelines.store import Manifest
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipelines.ancestry import inputs_of
 from pipelines.housekeeping.alive import Alive
+from pipelines.housekeeping.ancestry import inputs_of
 from pipelines.housekeeping.catalogue import Catalogue, began, directory_name
 from pipelines.housekeeping.leftovers import Item, leftovers, unfinished
 from pipelines.housekeeping.runs import RunRecord, Short, short

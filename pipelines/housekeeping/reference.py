@@ -9,7 +9,7 @@ from typing import Final
 from pipelines.housekeeping.catalogue import Catalogue, Made
 from pipelines.housekeeping.runs import RunRecord, Short, short
 from pipelines.housekeeping.tags import read_tags, run_tags
-from pipelines.journal import runs_called
+from pipelines.running.journal import runs_called
 from pipelines.spec.problems import nearest
 from pipelines.store import Manifest
 from stages.errors import UserError

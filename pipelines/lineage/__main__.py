@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.journal import run_directory
 from pipelines.lineage.address import settle_environment, shown, tracking_uri
 from pipelines.lineage.cursor import locked
 from pipelines.lineage.redact import Redactor
+from pipelines.running.journal import run_directory
 from stages.errors import RegraftError, UserError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import Event
 from pipelines.lineage.view import REUSED
+from pipelines.running.journal import Event
 
 
 def accepted_for(store: Path, event: Event) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from pipelines.journal import Event
+from pipelines.running.journal import Event
 
 
 def identity(started: Event) -> str:

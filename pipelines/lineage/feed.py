@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pipelines
-from pipelines.journal import run_directory
+from pipelines.running.journal import run_directory
 
 
 class Mirror:

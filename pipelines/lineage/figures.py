@@ -7,10 +7,10 @@ from typing import Any
 
 from mlflow.entities import Metric
 
-from pipelines.journal import Event
 from pipelines.lineage.links import DIGEST_LENGTH
 from pipelines.lineage.records import clean_name, clean_names, result_metrics
 from pipelines.lineage.view import StageView
+from pipelines.running.journal import Event
 
 
 def final_figures(

@@ -12,9 +12,9 @@ from typing import Final
 
 from mlflow.entities import Run
 
-from pipelines.journal import Event
 from pipelines.lineage.note import link, plain, with_followers
 from pipelines.lineage.tracker import Tracker
+from pipelines.running.journal import Event
 
 RELATIONS: Final = {"rerun_of": ("reruns", "rerun by"), "resumes": ("goes on with", "gone on with by")}
 """Field of the event that starts a run; how the later run tells of the earlier one, and the other way round."""

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Run
 
-from pipelines.journal import Event
 from pipelines.lineage.note import PAGES, link, plain
 from pipelines.lineage.records import PARAM_LENGTH, PRODUCER, cut, stage_params, texts
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.rollouts import Source, log_rollouts
 from pipelines.lineage.tracker import Tracker
 from pipelines.lineage.view import REUSED, StageView
+from pipelines.running.journal import Event
 
 DIGEST_LENGTH = 36
 """MLflow refuses a longer digest of a dataset; the full one stands in a tag."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
-from pipelines.journal import Event, Journal, run_directory
 from pipelines.lineage import kin, note, records
 from pipelines.lineage.acceptance import accepted_for
 from pipelines.lineage.cursor import Cursor, identity
@@ -21,7 +20,8 @@ from pipelines.lineage.links import Linker
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.tracker import PARENT, Tracker
 from pipelines.lineage.view import RunView, StageView
-from pipelines.result import GOOD
+from pipelines.running.journal import Event, Journal, run_directory
+from pipelines.running.result import GOOD
 from stages.errors import UserError
 
 CHUNK = 2000

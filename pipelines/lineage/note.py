@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 
 from pipelines.cli.format import LEADING
-from pipelines.journal import Event
 from pipelines.lineage.drawing import LABELS, Node, Status, draw
 from pipelines.lineage.records import cut
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import REUSED, RunView, StageView
-from pipelines.result import MARKS
+from pipelines.running.journal import Event
+from pipelines.running.result import MARKS
 from pipelines.spec.quantities import format_duration
 
 PAGES = "workflowType=machine_learning"

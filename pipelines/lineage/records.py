@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.evidence import clean_remote
-from pipelines.journal import Event
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import REUSED, RunView, StageView
+from pipelines.running.journal import Event
 
 PARAM_LENGTH = 500
 TAG_LENGTH = 5000

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.journal import Journal, list_runs, run_directory
 from pipelines.lineage.address import is_server, settle_environment, shown, tracking_uri
 from pipelines.lineage.cursor import Cursor, identity, locked
+from pipelines.running.journal import Journal, list_runs, run_directory
 from stages.errors import RegraftError, StageError, UserError
 
 if TYPE_CHECKING:

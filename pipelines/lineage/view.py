@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pipelines.journal import Event
+from pipelines.running.journal import Event
 
 REUSED: Final = frozenset({"cached", "kept"})
 """States of a stage whose artifact an earlier run made."""

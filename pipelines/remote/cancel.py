@@ -14,9 +14,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from clusters import leftovers
-from pipelines import stopping
-from pipelines.journal import Journal
 from pipelines.remote.submission import Submission
+from pipelines.running import stopping
+from pipelines.running.journal import Journal
 from pipelines.spec.quantities import format_duration
 from stages.errors import StageError, UserError
 

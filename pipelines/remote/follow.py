@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pipelines.journal import Journal
 from pipelines.lineage.view import RunView, StageView
-from pipelines.result import GOOD
+from pipelines.running.journal import Journal
+from pipelines.running.result import GOOD
 from pipelines.spec.problems import nearest
 from stages.errors import RegraftError, StageError, UserError
 

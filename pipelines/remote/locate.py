@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from pipelines.hints import DEFAULT_STORE, STORE_VARIABLE
-from pipelines.journal import list_runs, runs_called
 from pipelines.remote.submission import Submission, at_cluster, find
+from pipelines.running.journal import list_runs, runs_called
 from pipelines.store import Store, open_store
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusters.profile import ProfileError, load_profile
-from pipelines.journal import runs_called
+from pipelines.running.journal import runs_called
 from pipelines.store.contents import write_atomically
 from stages.errors import UserError
 

@@ -16,10 +16,10 @@ import yaml
 
 from clusters.package import PackageError, collect
 from clusters.profile import Profile, ProfileError, load_profile
-from pipelines.journal import new_run_name
-from pipelines.preflight import check_capacity
+from pipelines.planning.preflight import check_capacity
+from pipelines.planning.selection import Selection, choose
 from pipelines.remote.submission import Submission, connect
-from pipelines.selection import Selection, choose
+from pipelines.running.journal import new_run_name
 from stages.errors import UserError
 
 if TYPE_CHECKING:

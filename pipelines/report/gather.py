@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.journal import Event
 from pipelines.lineage.redact import Redactor
 from pipelines.lineage.view import REUSED, RunView, StageView
 from pipelines.report.values import GateReport, Link, RunReport, StageReport
+from pipelines.running.journal import Event
 from pipelines.store import Manifest
 
 

@@ -21,7 +21,7 @@ from pipelines.report.change import change, verdict
 from pipelines.report.figures import Gallery
 from pipelines.report.models import DISTANCES, FACTS, Column, ModelRow, ModelTable
 from pipelines.report.values import GateReport, RunReport, StageReport
-from pipelines.result import MARKS
+from pipelines.running.result import MARKS
 from pipelines.spec.quantities import format_bytes, format_duration
 
 ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.journal import Event, Journal
 from pipelines.lineage.view import RunView
 from pipelines.report.figures import curve_galleries, report_galleries
 from pipelines.report.gather import gather
 from pipelines.report.models import model_table
 from pipelines.report.render import render
+from pipelines.running.journal import Event, Journal
 from pipelines.store import Manifest, Store
 from pipelines.store.contents import write_atomically
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from pipelines.canonical import digest
+from pipelines.planning.canonical import digest
 
 VERSION: Final = 1
 

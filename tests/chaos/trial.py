@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from pipelines.journal import Journal, list_runs
+from pipelines.running.journal import Journal, list_runs
 from pipelines.store import Store
 from tests.chaos.disturb import MARK, Kind, Scene, disturb, kill_all, processes, small_disk
 from tests.chaos.pipelines import Subject

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import Journal
+from pipelines.running.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 240

@@ -61,7 +61,7 @@ def test_the_same_files_make_the_same_bytes(project: Path, tmp_path: Path):
 
 
 def test_regraft_goes_along_with_all_it_needs(project: Path):
-    needed = {"pipelines/run.py", "pipelines/report/report.html.j2", "clusters/local.yaml", "mine.py"}
+    needed = {"pipelines/running/run.py", "pipelines/report/report.html.j2", "clusters/local.yaml", "mine.py"}
     assert needed <= set(collect(project, {}, with_regraft=True).files)
 
 

@@ -15,10 +15,10 @@ from clusters.executor import Capacity, Request, Share
 from clusters.profile import Profile
 from clusters.room import Situation, Waits
 from pipelines.cli.history import show_status
-from pipelines.journal import JournalWriter
-from pipelines.preflight import check_capacity
+from pipelines.planning.preflight import check_capacity
+from pipelines.planning.selection import EVERYTHING, Selection
 from pipelines.remote.submit import Wish
-from pipelines.selection import EVERYTHING, Selection
+from pipelines.running.journal import JournalWriter
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from pipelines.store import open_store

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import identity
 from pipelines.cli.session import RunOptions, run_pipeline
-from pipelines.fingerprint import forget
-from pipelines.plan import Plan, make_plan
-from pipelines.result import RunResult
+from pipelines.planning import identity
+from pipelines.planning.fingerprint import forget
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.running.result import RunResult
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from pipelines.store import Store, open_store

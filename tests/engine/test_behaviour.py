@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.cli.compare import show_comparison
 from pipelines.cli.history import read_run, show_status
-from pipelines.journal import list_runs
+from pipelines.running.journal import list_runs
 from pipelines.store import open_store
 from tests.engine.conftest import Bench
 from tests.holders import dead

@@ -12,20 +12,20 @@ import pytest
 
 from clusters.executor import InlineExecutor
 from clusters.lost import ClusterLostError, Loss
-from pipelines import attempts
 from pipelines.cli import session
 from pipelines.cli.history import read_run
-from pipelines.journal import Journal, JournalWriter, list_runs
-from pipelines.plan import Step
-from pipelines.record import Failure
+from pipelines.planning.plan import Step
 from pipelines.remote.cancel import cancel
+from pipelines.running import attempts
+from pipelines.running.journal import Journal, JournalWriter, list_runs
+from pipelines.running.record import Failure
+from pipelines.running.task import Surroundings
+from pipelines.running.worker import _failure, execute
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from pipelines.store import open_store
 from pipelines.store.holder import Holder
 from pipelines.store.lease import UnreachableError
-from pipelines.task import Surroundings
-from pipelines.worker import _failure, execute
 from stages.errors import StageError, UserError
 
 TWO_BRANCHES = """\

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from pipelines.fingerprint import fingerprint, forget
+from pipelines.planning.fingerprint import fingerprint, forget
 from stages import registry
 
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from pipelines.journal import Journal, JournalWriter
+from pipelines.running.journal import Journal, JournalWriter
 from pipelines.store import Store
 from stages.errors import UserError
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipelines import identity
+from pipelines.planning import identity
 from stages.artifacts import Model, Report, write_report
 from stages.stage import Context, Input, Output, Parameters, Stage
 

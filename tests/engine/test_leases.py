@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import Journal, JournalWriter, list_runs
+from pipelines.running.journal import Journal, JournalWriter, list_runs
 from pipelines.store import Store, holder, lease, open_store
 from pipelines.store.disk_lease import DiskLeases
 from pipelines.store.holder import Holder

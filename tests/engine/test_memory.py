@@ -3,7 +3,7 @@
 import pytest
 
 from clusters.executor import InlineExecutor
-from pipelines.ladder import is_out_of_memory
+from pipelines.running.ladder import is_out_of_memory
 from stages import registry
 from stages.errors import UserError
 from stages.training.settings import TrainingParameters

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipelines.cli.session import RunOptions
-from pipelines.journal import Journal
+from pipelines.running.journal import Journal
 from stages.errors import UserError
 
 RAY = RunOptions(executor="ray", track=False, view="quiet")

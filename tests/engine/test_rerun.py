@@ -8,13 +8,13 @@ import pytest
 
 from pipelines.cli.rerun import Again, rerun_run, resume_run
 from pipelines.cli.session import RunOptions, run_pipeline
-from pipelines.journal import Journal
 from pipelines.lineage.mirror import STATUS
 from pipelines.lineage.view import REUSED
-from pipelines.origin import RunRequest
-from pipelines.plan import make_plan
-from pipelines.result import GOOD
-from pipelines.selection import Selection, choose
+from pipelines.planning.plan import make_plan
+from pipelines.planning.selection import Selection, choose
+from pipelines.running.journal import Journal
+from pipelines.running.origin import RunRequest
+from pipelines.running.result import GOOD
 from pipelines.spec.document import Document
 from pipelines.spec.load import load, parse
 from stages.errors import UserError

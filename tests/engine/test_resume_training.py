@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.journal import Journal, list_runs
+from pipelines.running.journal import Journal, list_runs
 from pipelines.store import Store
 
 NUM_STEPS = 8

@@ -11,7 +11,7 @@ import benchmarks
 import clusters
 import pipelines
 from clusters.profile import ProfileError, load_profile
-from pipelines.plan import make_plan
+from pipelines.planning.plan import make_plan
 from pipelines.spec.document import Document
 from pipelines.spec.load import load
 from pipelines.spec.schema import json_schema

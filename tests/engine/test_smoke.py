@@ -6,7 +6,7 @@ import pytest
 
 import pipelines
 from pipelines.cli.session import run_pipeline
-from pipelines.smoke import full_size, smoke_location, smoke_version
+from pipelines.planning.smoke import full_size, smoke_location, smoke_version
 from pipelines.spec.document import Document
 from pipelines.spec.load import load, parse
 from stages import registry

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipelines.cli.session import RunOptions
-from pipelines.journal import Journal
+from pipelines.running.journal import Journal
 
 SPAWN = "name: x\nstages:\n  a: {uses: 'tests.engine.gated:Spawn', timeout: SECONDS}\n"
 
@@ -61,7 +61,7 @@ def test_pauses_between_attempts_grow_and_are_always_the_same(bench, monkeypatch
         slept.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr("pipelines.attempts.time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    monkeypatch.setattr("pipelines.running.attempts.time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
     result = bench.run("name: x\nstages:\n  a: {uses: 'tests.toy:Fail', with: {how: fault}, retries: 7}\n")
     assert result.states == {"a": "failed"}
     assert slept == [1, 2, 4, 8, 16, 30, 30]

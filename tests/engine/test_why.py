@@ -10,15 +10,15 @@ import pytest
 
 from clusters.capacity import known_capacity
 from clusters.profile import Profile
-from pipelines import fingerprint as prints
 from pipelines.cli.planning import impossible, plan_json
 from pipelines.cli.rerun import accept_stage
-from pipelines.durations import expect
 from pipelines.lineage.records import result_tags
 from pipelines.lineage.redact import Redactor
-from pipelines.modules import SETTLED_NS, ModuleCache
-from pipelines.plan import make_plan
-from pipelines.reasons import as_written
+from pipelines.planning import fingerprint as prints
+from pipelines.planning.durations import expect
+from pipelines.planning.modules import SETTLED_NS, ModuleCache
+from pipelines.planning.plan import make_plan
+from pipelines.planning.reasons import as_written
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from stages.errors import UserError
@@ -237,7 +237,7 @@ def remembered(bench) -> dict:
 
 def test_an_edited_helper_is_seen_though_its_parse_is_remembered(bench, own_stage, fresh_code, monkeypatch):
     """Also in the same moment, with the same size and the modification time set back."""
-    monkeypatch.setattr("pipelines.modules.SETTLED_NS", -1)
+    monkeypatch.setattr("pipelines.planning.modules.SETTLED_NS", -1)
     helper = own_stage / "helper.py"
     assert bench.ran(OWN) == ["a", "b"]
     assert any("drifty.helper" in label for label in remembered(bench))
@@ -257,19 +257,19 @@ def test_what_was_touched_just_now_is_not_remembered(bench, own_stage, fresh_cod
 
 
 def test_remembered_modules_say_the_same_and_nothing_is_parsed_again(bench, monkeypatch, fresh_code):
-    monkeypatch.setattr("pipelines.modules.SETTLED_NS", -1)
+    monkeypatch.setattr("pipelines.planning.modules.SETTLED_NS", -1)
     bench.run(PAIR)
     fresh = prints.fingerprint("tests.toy:Copy")
     fresh_code()
     prints._sources.remembered = ModuleCache()
-    monkeypatch.setattr("pipelines.modules.parse", lambda *_: pytest.fail("a remembered module is parsed"))
+    monkeypatch.setattr("pipelines.planning.modules.parse", lambda *_: pytest.fail("a remembered module is parsed"))
     prints.remember_in(bench.store.root / "cache" / "code.json")
     assert prints.fingerprint("tests.toy:Copy") == fresh
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', "VERSION-OTHER", "ENTRIES-BROKEN"])
 def test_a_damaged_or_foreign_cache_is_made_again(bench, content, monkeypatch, fresh_code):
-    monkeypatch.setattr("pipelines.modules.SETTLED_NS", -1)
+    monkeypatch.setattr("pipelines.planning.modules.SETTLED_NS", -1)
     bench.run(PAIR)
     file = bench.store.root / "cache" / "code.json"
     good = json.loads(file.read_text())

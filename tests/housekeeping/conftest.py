@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pipelines.housekeeping.catalogue import Catalogue
-from pipelines.result import RunResult
+from pipelines.running.result import RunResult
 from pipelines.store import Manifest, Store, open_store
 from tests.engine.conftest import Bench, bench
 from tests.store.s3 import bucket, s3_server

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ancestry import trace
 from pipelines.cli.housekeeping import give_tag
 from pipelines.housekeeping.alive import Alive, find_alive
+from pipelines.housekeeping.ancestry import trace
 from pipelines.housekeeping.catalogue import Catalogue
 from pipelines.housekeeping.files import StoreFiles
 from pipelines.housekeeping.gc import Policy, survey

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.ancestry import Ancestry, trace
 from pipelines.cli.history import find_run
 from pipelines.cli.housekeeping import give_tag, show_tags, take_tag
+from pipelines.housekeeping.ancestry import Ancestry, trace
 from pipelines.housekeeping.card import dataset_card
 from pipelines.housekeeping.files import StoreFiles
 from pipelines.housekeeping.reference import find_artifact

@@ -10,10 +10,10 @@ import pytest
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipelines.journal import run_directory
 from pipelines.lineage.cursor import Cursor
 from pipelines.lineage.mirror import RunMirror
 from pipelines.lineage.tracker import Tracker
+from pipelines.running.journal import run_directory
 from tests.lineage.journals import Writer, digest, stage
 
 STAGES = [

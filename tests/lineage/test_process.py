@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import run_directory
 from pipelines.lineage.address import is_server, tracking_uri
 from pipelines.lineage.cursor import Cursor, identity, locked
 from pipelines.lineage.feed import Mirror
 from pipelines.lineage.server import resync, serve
 from pipelines.lineage.tracker import Tracker
+from pipelines.running.journal import run_directory
 from stages.errors import UserError
 from tests.lineage.journals import Writer, stage
 

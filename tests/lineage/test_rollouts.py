@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Trace
 
-from pipelines.journal import run_directory
 from pipelines.lineage.cursor import Cursor
 from pipelines.lineage.mirror import RunMirror
 from pipelines.lineage.rollouts import MOST_CHARACTERS, MOST_TRACES
 from pipelines.lineage.server import resync
 from pipelines.lineage.tracker import Tracker
+from pipelines.running.journal import run_directory
 from stages.agent.conversation.messages import Message, ToolCall, Trajectory, write_turn
 from stages.agent.conversation.records import write_trajectories
 from tests.lineage.journals import Writer, stage

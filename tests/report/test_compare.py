@@ -8,8 +8,8 @@ import pytest
 from pipelines.cli.compare import show_comparison
 from pipelines.cli.difference import MISSING, RUN, compare_runs
 from pipelines.cli.history import show_status
-from pipelines.journal import JournalWriter
 from pipelines.lineage.view import RunView
+from pipelines.running.journal import JournalWriter
 from pipelines.store import open_store
 from stages.errors import UserError
 

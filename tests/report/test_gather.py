@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.journal import Journal
 from pipelines.report.change import change, verdict
 from pipelines.report.gather import gather
 from pipelines.report.models import model_table, subject
 from pipelines.report.render import render
 from pipelines.report.values import Link, StageReport
+from pipelines.running.journal import Journal
 from tests.lineage.journals import Writer, digest, stage
 from tests.report.page import read
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.cli.commands.looking import report
 from pipelines.cli.outcome import print_result
-from pipelines.journal import Journal, JournalWriter, close_dead_runs, list_runs
 from pipelines.report.write import current_report, report_file, write_report
+from pipelines.running.journal import Journal, JournalWriter, close_dead_runs, list_runs
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse
 from stages.errors import UserError

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.canonical import canonical, digest
+from pipelines.planning.canonical import canonical, digest
 from pipelines.spec.gate import COMPARE, parse_gate
 from pipelines.spec.quantities import format_bytes, format_duration, parse_bytes, parse_duration
 from pipelines.spec.schema import json_schema

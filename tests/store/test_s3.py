@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.claims import Claims
 from pipelines.cli.history import find_run, read_run
 from pipelines.cli.session import RunOptions
-from pipelines.journal import JournalWriter
-from pipelines.plan import Step
+from pipelines.planning.plan import Step
+from pipelines.running.claims import Claims
+from pipelines.running.journal import JournalWriter
 from pipelines.store import Store, open_store, uplink
 from pipelines.store.holder import Holder
 from pipelines.store.lease import Claim

@@ -29,7 +29,7 @@ from pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.result import RunResult
+    from pipelines.running.result import RunResult
     from pipelines.spec.pipeline import Pipeline
     from pipelines.store import Store
 
@@ -59,8 +59,8 @@ def plan(
     """Tell what a run would do with each stage, why, and how long it may take."""
     from clusters.profile import ProfileError, load_profile
     from pipelines.cli.planning import impossible, plan_json
-    from pipelines.durations import expect
-    from pipelines.plan import make_plan
+    from pipelines.planning.durations import expect
+    from pipelines.planning.plan import make_plan
     from stages.errors import UserError
 
     loaded, opened = _asked_for(pipeline, set_, store, smoke=smoke)
@@ -112,7 +112,7 @@ def run(
 
 def _asked_for(pipeline: str, overrides: list[str] | None, store: str, *, smoke: bool) -> tuple[Pipeline, Store]:
     """The pipeline and its store; with `smoke` the small version of both."""
-    from pipelines.smoke import smoke_location
+    from pipelines.planning.smoke import smoke_location
     from pipelines.store import open_store
 
     loaded = load_pipeline(pipeline, overrides)
@@ -122,7 +122,7 @@ def _asked_for(pipeline: str, overrides: list[str] | None, store: str, *, smoke:
 
 
 def _smallest(pipeline: Pipeline) -> Pipeline:
-    from pipelines.smoke import full_size, smoke_version
+    from pipelines.planning.smoke import full_size, smoke_version
 
     if names := full_size(pipeline):
         print(f"without a smoke profile, and run as the file says: {', '.join(names)}", file=sys.stderr)

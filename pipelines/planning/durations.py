@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipelines.plan import Plan
+from pipelines.planning.plan import Plan
 from pipelines.spec.matrix import stage_base
 from pipelines.store import Store
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.record import Failure
+from pipelines.running.record import Failure
+from pipelines.running.stopping import grace
 from pipelines.spec.quantities import format_duration
-from pipelines.stopping import grace
 
 if TYPE_CHECKING:
     from clusters.executor import Finished
-    from pipelines.run import Runner
-    from pipelines.task import Outcome
+    from pipelines.running.run import Runner
+    from pipelines.running.task import Outcome
 
 
 def wind_down(runner: Runner) -> None:

@@ -10,20 +10,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clusters.lost import ClusterLostError
-from pipelines.attempts import Attempts, MakeExecutor
-from pipelines.claims import Turn
-from pipelines.ending_early import cancel, lose, tell_left, wind_down
-from pipelines.frontier import Frontier
-from pipelines.journal import JournalWriter
-from pipelines.plan import Plan, Step, learn
-from pipelines.reasons import Reason
-from pipelines.record import Ending, Failure, stage_finished
-from pipelines.result import GOOD, RunResult, State
+from pipelines.planning.plan import Plan, Step, learn
+from pipelines.planning.reasons import Reason
+from pipelines.running.attempts import Attempts, MakeExecutor
+from pipelines.running.claims import Turn
+from pipelines.running.ending_early import cancel, lose, tell_left, wind_down
+from pipelines.running.frontier import Frontier
+from pipelines.running.journal import JournalWriter
+from pipelines.running.record import Ending, Failure, stage_finished
+from pipelines.running.result import GOOD, RunResult, State
+from pipelines.running.stopping import terminated_like_interrupted
+from pipelines.running.task import Outcome, Surroundings
 from pipelines.spec.pipeline import StageSpec
-from pipelines.stopping import terminated_like_interrupted
 from pipelines.store import Manifest, OutputRecord, Store
 from pipelines.store.lease import UnreachableError
-from pipelines.task import Outcome, Surroundings
 from stages.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.plan import Step
+from pipelines.planning.plan import Step
 from pipelines.spec.pipeline import StageSpec
 from pipelines.store import Manifest, Store
 

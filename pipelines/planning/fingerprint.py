@@ -19,11 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from pipelines.modules import WHOLE, Definition, Module, ModuleCache, Named
+from pipelines.planning.modules import WHOLE, Definition, Module, ModuleCache, Named
 
 PROJECT: Final = frozenset({"stages", "grafts", "clusters", "pipelines"})
 EFFECTS: Final = "(module)"
-_ROOT: Final = Path(__file__).resolve().parent.parent
+_ROOT: Final = Path(__file__).resolve().parents[2]
 _LIBRARIES: Final = tuple(str(Path(path).resolve()) for path in sys.path if path.endswith(("-packages", "lib-dynload")))
 _STANDARD: Final = str(Path(ast.__file__).resolve().parent)
 

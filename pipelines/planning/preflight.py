@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from clusters.executor import Capacity, Request
-from pipelines.plan import Plan, raise_together
+from pipelines.planning.plan import Plan, raise_together
 from pipelines.spec.pipeline import StageSpec
 from pipelines.spec.quantities import format_bytes
 from stages.errors import UserError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal
 
-from pipelines.canonical import is_digest
-from pipelines.fingerprint import source_file
+from pipelines.planning.canonical import is_digest
+from pipelines.planning.fingerprint import source_file
 from pipelines.store import Manifest
 
 Kind = Literal[

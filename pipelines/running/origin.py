@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import Journal
-from pipelines.plan import Earlier
-from pipelines.result import GOOD
-from pipelines.selection import EVERYTHING, Selection
-from pipelines.smoke import smoke_version
+from pipelines.planning.plan import Earlier
+from pipelines.planning.selection import EVERYTHING, Selection
+from pipelines.planning.smoke import smoke_version
+from pipelines.running.journal import Journal
+from pipelines.running.result import GOOD
 from pipelines.spec.budgets import with_budgets
 from pipelines.spec.document import Document
 from pipelines.spec.load import parse

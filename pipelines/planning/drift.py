@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from pipelines.housekeeping.files import StoreFiles
-from pipelines.reasons import DRIFT, Reason
+from pipelines.planning.reasons import DRIFT, Reason
 from pipelines.store import Manifest, Store
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.plan import Step
+    from pipelines.planning.plan import Step
 
 VERSION: Final = 1
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pipelines import fingerprint
-from pipelines.drift import accepted
-from pipelines.identity import code_of, digest_of_inputs, grafts_in, identity_of, key_of, settled
-from pipelines.reasons import Reason, differences
-from pipelines.selection import EVERYTHING, Chosen, Selection, choose
+from pipelines.planning import fingerprint
+from pipelines.planning.drift import accepted
+from pipelines.planning.identity import code_of, digest_of_inputs, grafts_in, identity_of, key_of, settled
+from pipelines.planning.reasons import Reason, differences
+from pipelines.planning.selection import EVERYTHING, Chosen, Selection, choose
 from pipelines.spec.pipeline import Pipeline, StageSpec
 from pipelines.store import Manifest, OutputRecord, Store
 from stages.errors import UserError

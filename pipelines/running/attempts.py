@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pipelines.claims import LOOK_SECONDS, Claims
-from pipelines.identity import code_of, grafts_in
-from pipelines.journal import JournalWriter
-from pipelines.ladder import step_down
-from pipelines.plan import Step
-from pipelines.record import Failure
+from pipelines.planning.identity import code_of, grafts_in
+from pipelines.planning.plan import Step
+from pipelines.running.claims import LOOK_SECONDS, Claims
+from pipelines.running.journal import JournalWriter
+from pipelines.running.ladder import step_down
+from pipelines.running.record import Failure
+from pipelines.running.stage_log import log_tail
+from pipelines.running.task import Outcome, Surroundings, Task, make_task
 from pipelines.spec.pipeline import StageSpec
-from pipelines.stage_log import log_tail
 from pipelines.store import Manifest, Store
 from pipelines.store.lease import Lease
-from pipelines.task import Outcome, Surroundings, Task, make_task
 
 if TYPE_CHECKING:
     from clusters.executor import Executor, Finished, OnEvent, Request

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from pipelines.plan import Step
+from pipelines.planning.plan import Step
 from pipelines.store import Manifest, Store
 from pipelines.store.holder import Holder
 from pipelines.store.keeper import Keeper

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.causes import is_disk_full
-from pipelines.children import children, end_children
 from pipelines.evidence import versions
-from pipelines.ladder import is_out_of_memory
-from pipelines.stage_log import captured_output, log_tail
+from pipelines.running.children import children, end_children
+from pipelines.running.ladder import is_out_of_memory
+from pipelines.running.stage_log import captured_output, log_tail
+from pipelines.running.task import InputRef, Outcome, Task
 from pipelines.store import Manifest, Store, open_store
 from pipelines.store.contents import tree_digest
 from pipelines.store.lease import LeaseLostError, UnreachableError
-from pipelines.task import InputRef, Outcome, Task
 from stages import registry
 from stages.artifacts import Artifact
 from stages.errors import RegraftError, StoppedError, UserError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stages.stage import Resources
 
 if TYPE_CHECKING:
-    from pipelines.plan import Step
+    from pipelines.planning.plan import Step
     from pipelines.spec.pipeline import StageSpec
     from pipelines.store import Manifest
     from pipelines.store.lease import Lease

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pipelines.record import Failure
+from pipelines.running.record import Failure
 from pipelines.store import Manifest
 
 State = Literal["waiting", "running", "done", "cached", "kept", "left", "failed", "skipped", "cancelled"]

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.canonical import digest
-from pipelines.fingerprint import fingerprint
+from pipelines.planning.canonical import digest
+from pipelines.planning.fingerprint import fingerprint
 from pipelines.spec.pipeline import StageSpec
 from pipelines.store import OutputRecord, Store
 from pipelines.store.contents import tree_digest
