@@ -87,8 +87,14 @@ def _git(directory: Path, arguments: list[str]) -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    return processor_of(cpuinfo.read_text()) if cpuinfo.exists() else platform.processor()
+
+
+def processor_of(cpuinfo: str) -> str:
+    """The first processor of Linux's `/proc/cpuinfo`; with family and model where a cloud keeps its name to itself."""
+    lines = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    name = said.get("model name", "")
+    if name and "cpu family" in said and not any(letter.isdigit() for letter in name):
+        return f"{name} (family {said['cpu family']}, model {said.get('model', '?')})"
+    return name or platform.processor()
