@@ -24,6 +24,7 @@ from stages.artifacts import Dataset, Model
 from stages.errors import UserError
 from stages.evaluate.measured import DISTANCE
 from stages.training.cross_entropy import IGNORED, naive
+from stages.training.recipe import Batch
 from tests.agent.world import run, talk
 from tests.tiny import tiny_model, tokens_dataset
 
@@ -104,6 +105,27 @@ def test_the_loss_is_that_of_the_assistant_s_tokens(model):
     assert batch.num_targets == sum(found.mask)
     expected = naive(logits_TV[:-1], labels_T[1:])
     assert naive(logits_BTV.flatten(0, 1), labels_BT.flatten()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["packed", "unpacked"])
+def test_what_nothing_learns_from_is_not_computed(model, several):
+    """The loss and its gradient are those of whole rows; rows without anything to learn are rows still."""
+    module, packed = load_model(model.path, dtype=torch.float32), pack(conversations(model), 512, 2, several=several)
+    batch = as_batch(packed, range(len(packed.ids)))
+    last = int(np.flatnonzero((packed.labels != IGNORED).any(0))[-1])
+    assert batch.tensors["ids_BT"].shape == (len(packed.ids), last + 1)
+    assert last + 1 < 512
+    parts = {"ids_BT": packed.ids, "labels_BT": packed.labels, "positions_BT": packed.positions}
+    whole = Batch({name: torch.from_numpy(rows).long() for name, rows in parts.items()}, batch.num_targets)
+    found = []
+    for each in (batch, whole):
+        logits_BTV, labels_BT = predict(module, each)
+        loss = naive(logits_BTV.flatten(0, 1), labels_BT.flatten())
+        found.append((loss.item(), torch.autograd.grad(loss, module.lm_head.weight)[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+    packed.labels[:] = IGNORED
+    assert as_batch(packed, [0]).tensors["ids_BT"].shape == (1, 2)
 
 
 def test_adapters_start_as_nothing_and_merge_exactly(model):

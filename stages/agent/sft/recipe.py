@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -137,9 +138,12 @@ class FineTuning(Recipe):
 
 
 def as_batch(packed: Packed, indices: Sequence[int]) -> Batch:
-    """Rows [B, T] of ids, labels and positions, int64."""
+    """Rows [B, T] of ids, labels and positions, int64; T ends with the last token that one of them learns from."""
+    rows = list(indices)
+    learnt_T = np.flatnonzero((packed.labels[rows] != IGNORED).any(0))
+    length = int(learnt_T[-1]) + 1 if len(learnt_T) else 2
     ids, labels, positions = (
-        torch.from_numpy(rows[list(indices)]).long() for rows in (packed.ids, packed.labels, packed.positions)
+        torch.from_numpy(given[rows, :length]).long() for given in (packed.ids, packed.labels, packed.positions)
     )
     return Batch({"ids_BT": ids, "labels_BT": labels, "positions_BT": positions}, int((labels != IGNORED).sum()))
 
