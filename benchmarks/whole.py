@@ -26,6 +26,7 @@ def earlier(directory: Path, around: dict[str, Any], *, quick: bool) -> list[Out
     """What `table.json` in `directory` has; none when there is no such file.
 
     One table is of one machine and one set of versions: where those in the file are others, this exits and tells which.
+    The load that `around` tells becomes the greater of both.
     """
     file = directory / "table.json"
     if not file.exists():

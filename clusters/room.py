@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from clusters.executor import OnEvent, Request, Share
+from stages.errors import listing
 
 FIRST_SECONDS: Final = 5.0
 """After which work that has not begun is looked at for the first time."""
@@ -76,7 +77,7 @@ class Waits:
     """Whether the cluster may get other nodes than it has, so that nothing is hopeless."""
     waiting: dict[str, _Wait] = field(default_factory=dict)
     at_work: set[str] = field(default_factory=set)
-    """What has begun and not ended, as far as it is known: where a group has its place, nothing says when."""
+    """What has its room and has not ended; without groups, of which nothing says when they have theirs."""
 
     def started(self, name: str, request: Request) -> None:
         """Work was handed to the cluster."""
@@ -86,12 +87,7 @@ class Waits:
     def heard_of(self, name: str, *, began: bool) -> None:
         """Work has said something: that it `began`, or anything else, which a group that waits cannot."""
         wait = self.waiting.get(name)
-        if wait is None:
-            return
-        if began and wait.request.workers == 1:
-            self.at_work.add(name)
-            self._placed(name, wait)
-        elif wait.told:
+        if wait is not None and (wait.told or (began and wait.request.workers == 1)):
             self._placed(name, wait)
 
     def ended(self, name: str) -> None:
@@ -124,7 +120,7 @@ class Waits:
 
     def _tell(self, name: str, wait: _Wait, situation: Situation, now: float) -> None:
         wait.told, wait.queues = True, bool(self.at_work) and wait.hopeless_since is None
-        behind = f", behind {_listed(sorted(self.at_work))}" if wait.queues else ""
+        behind = f", behind {listing(sorted(self.at_work), limit=2)}" if wait.queues else ""
         text = f"waits for room since {wait.since}{behind}: {situation.told(wait.request)}"
         if wait.hopeless_since is not None:
             left = PATIENCE_SECONDS - (now - wait.hopeless_since)
@@ -145,7 +141,8 @@ class Waits:
             self._say(name, wait, "has-room", f"has room after {now - wait.began:.0f} s", now)
         wait.told = False
         if wait.request.workers == 1:
-            self.waiting.pop(name, None)
+            del self.waiting[name]
+            self.at_work.add(name)
 
     def _say(self, name: str, wait: _Wait, event: str, text: str, now: float) -> None:
         seconds = round(now - wait.began, 1)
@@ -158,12 +155,6 @@ def asked(request: Request) -> str:
     parts += [_count(request.gpus, "gpu")] if request.gpus else []
     parts += [f"{_gib(request.memory_bytes)} GiB"] if request.memory_bytes else []
     return f"{request.workers} × ({', '.join(parts)})" if request.workers > 1 else ", ".join(parts)
-
-
-def _listed(names: Sequence[str], most: int = 2) -> str:
-    """`a, b and 3 more`."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _of(what: str, situation: Situation) -> str:

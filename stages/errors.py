@@ -6,10 +6,12 @@
     └── StageError          the work itself failed: retried when the stage says so, exit code 1
         └── StoppedError    it was asked to stop, and did
 
-This module imports nothing, so that every layer above `grafts` can raise from it for free.
+This module imports nothing but a type, so that every layer above `grafts` can raise from it for free.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class RegraftError(Exception):
@@ -54,6 +56,12 @@ class StoppedError(StageError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listing(names: Sequence[str], limit: int = 8) -> str:
+    """At most `limit` of `names` on one line."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + rest
 
 
 def _rebuild(kind: type[RegraftError], message: str, where: str, fix: str) -> RegraftError:

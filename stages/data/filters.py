@@ -15,8 +15,8 @@ from typing import Final
 
 from stages.data import measures
 from stages.data.measures import Parts
-from stages.errors import UserError
-from stages.source.locate import listing, nearest
+from stages.errors import UserError, listing
+from stages.source.locate import nearest
 
 COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from stages.errors import UserError
-from stages.source.locate import listing, nearest
+from stages.errors import UserError, listing
+from stages.source.locate import nearest
 
 PACKAGE: Final = "py3langid"
 LONGEST: Final = 4000

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 from pydantic import Field
 
 from stages.artifacts import Dataset, DatasetCard, Report, write_report
-from stages.errors import UserError
-from stages.source.locate import listing, nearest
+from stages.errors import UserError, listing
+from stages.source.locate import nearest
 from stages.stage import EXECUTION, Context, Input, Output, Parameters, Source, Stage
 
 if TYPE_CHECKING:

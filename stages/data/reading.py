@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import UserError, first_line
-from stages.source.locate import listing
+from stages.errors import UserError, first_line, listing
 
 BATCH_DOCUMENTS: Final = 256
 """Documents handled at once."""

@@ -18,8 +18,8 @@ from typing import Any, Final
 import yaml
 
 from stages.artifacts import Report
-from stages.errors import UserError
-from stages.source.locate import listing, nearest
+from stages.errors import UserError, listing
+from stages.source.locate import nearest
 
 SHIPPED: Final = Path(__file__).parent / "recipes"
 KEYS: Final = ("name", "description", "weights")

@@ -8,7 +8,8 @@ from typing import Any, Final, get_args
 
 from stages.agent.conversation.messages import Message, Role, Trajectory
 from stages.data.reading import fault_of
-from stages.source.locate import listing, nearest
+from stages.errors import listing
+from stages.source.locate import nearest
 
 ROLES: Final = get_args(Role)
 OPTIONAL: Final = ("reward", "answers", "question", "kind")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.data.reading import fault_of
+from stages.errors import listing
 from stages.source.files import kind_of
 from stages.source.hub import endpoint, refused, transport_errors, unreachable
 from stages.source.licence import declared_licence
-from stages.source.locate import HubReference, listing
+from stages.source.locate import HubReference
 from stages.source.records import CONVERT, READERS, Fields, Record, hub_records, open_safely, opened, read_records
 
 

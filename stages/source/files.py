@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
-from stages.errors import UserError
-from stages.source.locate import listing, locate
+from stages.errors import UserError, listing
+from stages.source.locate import locate
 from stages.source.remote import RemoteFile
 
 RECORDS: Final = frozenset({".jsonl", ".json", ".parquet", ".csv"})

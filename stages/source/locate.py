@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from stages.errors import UserError
+from stages.errors import UserError, listing
 
 BRANCHES: Final = frozenset({"main", "master", "HEAD"})
 PICKLED: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -91,12 +91,6 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     options = list(candidates)
     found = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
-
-
-def listing(names: Sequence[str], limit: int = 8) -> str:
-    """At most `limit` of `names` on one line."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + rest
 
 
 def _existing(path: Path, text: str, prefix: str = "") -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from stages.artifacts import Model, Report, write_report
-from stages.errors import UserError
+from stages.errors import UserError, listing
 from stages.source.generated import GENERATED_MODEL, is_generated
-from stages.source.locate import PICKLED, HubReference, hub_reference, listing, locate
+from stages.source.locate import PICKLED, HubReference, hub_reference, locate
 from stages.stage import EXECUTION, Context, Output, Parameters, Source, Stage
 
 

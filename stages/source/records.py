@@ -20,10 +20,10 @@ from typing import IO, Any, Final, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import UserError, first_line
+from stages.errors import UserError, first_line, listing
 from stages.source.files import GZIP, kind_of
 from stages.source.hub import refused, require_pinned, transport_errors, unreachable
-from stages.source.locate import HubReference, listing, nearest
+from stages.source.locate import HubReference, nearest
 
 CONVERT: Final = "convert it, for instance with iconv"
 Found = TypeVar("Found")

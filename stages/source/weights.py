@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from stages.errors import UserError
-from stages.source.locate import listing
+from stages.errors import UserError, listing
 
 WHOLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

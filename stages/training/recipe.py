@@ -64,6 +64,12 @@ class Batch:
         return Batch({name: x.to(device, non_blocking=True) for name, x in self.tensors.items()}, self.num_targets)
 
 
+def columns_needed(target_BT: Tensor) -> int:
+    """How many columns a causal model has to be given for the marked targets: none after the last; 2 without any."""
+    marked_T = target_BT.any(0).nonzero()
+    return int(marked_T.max()) + 1 if len(marked_T) else 2
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss summed over target tokens, with the sums of the parts that deserve a curve of their own (detached).

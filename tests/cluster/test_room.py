@@ -128,6 +128,21 @@ def test_a_queue_behind_the_runs_own_work_is_told_as_one(cluster):
     assert not cluster.told[-1][2]["queues"]
 
 
+def test_what_was_seen_to_have_room_is_what_others_queue_behind(cluster):
+    """A look finds that it waits no longer, before its process says that it has begun."""
+    cluster.state = Situation(NODES, cluster.state.free, tasks=[ONE.shape()])
+    cluster.waits.started("a", ONE)
+    cluster.pass_time(6)
+    cluster.state = Situation(NODES, cluster.state.free)
+    cluster.pass_time(30)
+    assert cluster.told[-1][2]["event"] == "has-room"
+    cluster.waits.heard_of("a", began=True)
+    cluster.state = Situation(NODES, cluster.state.free, tasks=[ONE.shape()])
+    cluster.waits.started("b", ONE)
+    cluster.pass_time(6)
+    assert ", behind a: asks for" in cluster.told[-1][2]["text"]
+
+
 def test_work_whose_process_is_slow_to_start_does_not_wait_for_room(cluster):
     cluster.waits.started("a", ONE)
     cluster.pass_time(600)

@@ -14,6 +14,7 @@ from stages.agent.rl.igpo import Rewards, advantages, rewards_of
 from stages.agent.rl.losses import token_advantages, token_weights
 from stages.agent.rl.rules import CreditRule
 from stages.agent.rollout.rollouts import Rollout
+from stages.training.recipe import columns_needed
 
 if TYPE_CHECKING:
     from stages.agent.rl.settings import PolicyParameters
@@ -56,8 +57,7 @@ class Tokens:
 
     def rows(self, chosen_B: Tensor, device: torch.device) -> Tokens:
         """Some of the rollouts, without the columns in which none of them has a token of the policy."""
-        written_L = self.sampled[chosen_B.cpu()].any(0).nonzero()
-        length = int(written_L.max()) + 1 if len(written_L) else 2
+        length = columns_needed(self.sampled[chosen_B.cpu()])
         parts = (getattr(self, part.name) for part in fields(self))
         return Tokens(*(None if x is None else x[chosen_B.cpu(), :length].to(device) for x in parts))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from stages.agent.conversation.messages import write_turn
 from stages.agent.conversation.rendering import Renderer
 from stages.agent.environment.base import Environment, Task
-from stages.errors import UserError
-from stages.source.locate import listing, nearest
+from stages.errors import UserError, listing
+from stages.source.locate import nearest
 
 if TYPE_CHECKING:
     from stages.agent.rl.rules import CreditRule

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,7 +17,7 @@ from stages.artifacts import Dataset, Model
 from stages.evaluate.distance import distance, evaluating
 from stages.training.apart import require_apart
 from stages.training.cross_entropy import IGNORED, cross_entropy
-from stages.training.recipe import Batch, Loss, Recipe, Worker
+from stages.training.recipe import Batch, Loss, Recipe, Worker, columns_needed
 from stages.training.windows import first_windows
 
 
@@ -140,8 +139,7 @@ class FineTuning(Recipe):
 def as_batch(packed: Packed, indices: Sequence[int]) -> Batch:
     """Rows [B, T] of ids, labels and positions, int64; T ends with the last token that one of them learns from."""
     rows = list(indices)
-    learnt_T = np.flatnonzero((packed.labels[rows] != IGNORED).any(0))
-    length = int(learnt_T[-1]) + 1 if len(learnt_T) else 2
+    length = columns_needed(torch.from_numpy(packed.labels[rows] != IGNORED))
     ids, labels, positions = (
         torch.from_numpy(given[rows, :length]).long() for given in (packed.ids, packed.labels, packed.positions)
     )
