@@ -24,6 +24,8 @@ from stages.data.shingles import scramble
 
 BLOCK_ROWS = 2**16
 """Signatures read at once."""
+MAPPED_DOCUMENTS = 16
+"""Documents read through one mapping of the file: the system maps more around each, up to the whole file in the end."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Corpus:
 
 def read_documents(file: Path, numbers: Sequence[int]) -> list[str]:
     """The documents of a `Corpus` with those numbers, in that order."""
+    starts = range(0, len(numbers), MAPPED_DOCUMENTS)
+    return [text for start in starts for text in _mapped(file, numbers[start : start + MAPPED_DOCUMENTS])]
+
+
+def _mapped(file: Path, numbers: Sequence[int]) -> list[str]:
     with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
         places = (divmod(int(number), BATCH_DOCUMENTS) for number in numbers)
         return [reader.get_batch(batch).column(0)[row].as_py() for batch, row in places]

@@ -1,8 +1,4 @@
-"""The peak memory of `data.prepare`, in a process of its own, does not grow with the text.
-
-It is anonymous memory: pages of the corpus's file that are mapped count to the resident set as well, and how many the
-kernel maps around one that is read is its own affair; it takes them back when somebody needs the room.
-"""
+"""The peak memory of `data.prepare`, in a process of its own, does not grow with the text."""
 
 from __future__ import annotations
 
@@ -19,26 +15,17 @@ from tests.data.test_prepare import model  # noqa: F401
 from tests.tiny import tiny_text
 
 SCRIPT = """
-import sys, threading
+import sys
 from pathlib import Path
+from stages.memory import peak_memory_bytes
 from stages.artifacts import Dataset, Model
 from stages.data.prepare import PrepareData, PrepareDataParams
 from stages.stage import Context
 text, model, out = map(Path, sys.argv[1:])
 stage = PrepareData(PrepareDataParams(sequence_length=32, max_tokens=32_000, max_heldout_tokens=32_000))
 context = Context({"text": Dataset(text), "model": Model(model)}, out / "out", out / "scratch")
-peak_KiB, ended = 0, threading.Event()
-def watch():
-    global peak_KiB
-    while not ended.wait(0.001):
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peak_KiB = max(peak_KiB, int(status["RssAnon"].split()[0]))
-watcher = threading.Thread(target=watch)
-watcher.start()
 stage.run(context)
-ended.set()
-watcher.join()
-print(int(context.results["kept_documents"]), 1024 * peak_KiB)
+print(int(context.results["kept_documents"]), peak_memory_bytes())
 """
 DOCUMENTS = 1000
 
@@ -58,7 +45,7 @@ def corpus(directory: Path, times: int) -> int:
 
 
 def peak(directory: Path, times: int, model: Model) -> int:  # noqa: F811
-    """Least peak of anonymous memory of three runs, in bytes: what allocators keep besides differs from run to run."""
+    """Least peak memory of three runs, in bytes: what allocators keep besides differs from run to run."""
     peaks = []
     for run in range(3):
         out = directory / f"out-{times}-{run}"
@@ -70,7 +57,6 @@ def peak(directory: Path, times: int, model: Model) -> int:  # noqa: F811
     return min(peaks)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory apart")
 @pytest.mark.alone
 def test_ten_times_the_text_takes_the_same_memory(tmp_path: Path, model: Model):  # noqa: F811
     sizes = [corpus(tmp_path / str(times), times) for times in (1, 10)]
